@@ -1,8 +1,8 @@
 """The values that flow through the framework. All are frozen: a change is a new value.
 
-Letters used in names throughout the package: ``P`` problems, ``G`` rollouts of one group, ``N`` all rollouts of a batch,
-``T`` response tokens of a batch laid end to end (groups in order, their rollouts in order, their tokens in order; no
-padding, no mask), ``L`` tokens of one packed row, ``V`` vocabulary, ``CHW`` an image.
+Letters used in names throughout the package: ``P`` problems, ``G`` rollouts of one group, ``N`` all rollouts of a
+batch, ``T`` response tokens of a batch laid end to end (groups in order, their rollouts in order, their tokens in
+order; no padding, no mask), ``L`` tokens of one packed row, ``V`` vocabulary, ``CHW`` an image.
 """
 
 from __future__ import annotations

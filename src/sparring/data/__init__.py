@@ -1,0 +1,1 @@
+"""Problems: where they come from, and the order in which training sees them."""

@@ -1,0 +1,5 @@
+"""Generated scenes: a world with an exact oracle, on which everything in the project really runs."""
+
+from sparring.data.scenes.dataset import SPLITS, SceneConfig, SceneProblems
+
+__all__ = ["SPLITS", "SceneConfig", "SceneProblems"]

@@ -1,0 +1,214 @@
+"""How the bundled model is taught to think about a scene: four styles, each in varied wording.
+
+A model that knows one way of reasoning has nothing to explore. So every question has four: *list* names objects with
+their coordinates and works from them, *regions* sweeps the picture roughly, *glance* says the impression at once,
+*verify* guesses first and then checks. They differ in length and in how reliable they are, which reinforcement can find
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sparring.data.scenes.questions import SIDES, Question, matching
+from sparring.data.scenes.world import COLOURS, GRID, SHAPES, Scene, Thing
+
+STYLES: dict[str, float] = {"list": 0.27, "regions": 0.20, "glance": 0.35, "verify": 0.18}
+"""Each style with its share of the supervised responses."""
+
+
+class _Voice:
+    """Draws wording; one per response, so that a response keeps to its habits."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.at = self.one_of("at", "near", "around", "by")
+        self.so = self.one_of("so", "thus", "hence", "that gives", "this means")
+
+    def one_of(self, *options: str) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.uniform() < probability)
+
+    def place(self, thing: Thing) -> str:
+        return f"{self.at} {thing.column} {thing.row}"
+
+    def opening(self) -> str:
+        return self.one_of("let me look .", "looking closely .", "first the objects .", "step by step .", "I search .")
+
+    def region(self, thing: Thing) -> str:
+        """A rough place in a three by three division."""
+        down = ("upper", "middle", "lower")[min(2, thing.row * 3 // GRID)]
+        across = ("left", "centre", "right")[min(2, thing.column * 3 // GRID)]
+        return f"in the {down} {across}"
+
+
+def respond(scene: Scene, question: Question, rng: np.random.Generator, style: str | None = None) -> str:
+    """A response in the model's format: a think block, then the boxed answer.
+
+    Args:
+        style: one of `STYLES`; drawn by their shares if None.
+    """
+    if style is None:
+        style = str(rng.choice(list(STYLES), p=list(STYLES.values())))
+    voice = _Voice(rng)
+    if style == "verify":
+        guess = _first_guess(question, voice)
+        lead = voice.one_of("my guess is", "at first sight", "it might be", "a guess :")
+        check = voice.one_of("let me check .", "checking .", "now I verify .", "is that true ?")
+        thought = f"{lead} {guess} . {check} {_THINKERS[question.form](scene, question, 'list', voice)}"
+    else:
+        thought = _THINKERS[question.form](scene, question, style, voice)
+    return f"<think>{thought}</think>\\boxed{{{question.answer}}}"
+
+
+def _first_guess(question: Question, voice: _Voice) -> str:
+    """A first impression: right three times in four, so that the check has work to do."""
+    if voice.chance(0.75):
+        return question.answer
+    if question.answer_kind == "number":
+        return str(max(0, int(question.answer) + (1 if voice.chance(0.5) else -1)))
+    if question.answer_kind == "yes_no":
+        return "no" if question.answer == "yes" else "yes"
+    rivals: Sequence[str] = {
+        "side": tuple(SIDES),
+        "colour": tuple(COLOURS),
+        "shape": SHAPES,
+        "which": question.subjects[:2],
+    }[question.form]
+    return voice.one_of(*rivals)
+
+
+def _enumerate(things: Sequence[Thing], voice: _Voice) -> str:
+    """The objects one by one with a running count."""
+    if not things:
+        return voice.one_of("none at all", "there are none", "nothing fits")
+    number_first = voice.chance(0.5)
+    joint = voice.one_of(",", "and", ";")
+    parts = [
+        f"{i} {t.name} {voice.place(t)}" if number_first else f"{t.name} {voice.place(t)} is {i}"
+        for i, t in enumerate(things, 1)
+    ]
+    return f" {joint} ".join(parts)
+
+
+def _sweep(things: Sequence[Thing], voice: _Voice) -> str:
+    """How many lie in the upper, middle and lower third, and their sum."""
+    counts = [sum(min(2, t.row * 3 // GRID) == third for t in things) for third in range(3)]
+    names = voice.one_of("top|middle|bottom", "above|centre|below", "upper|middle|lower").split("|")
+    swept = " , ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    return f"{swept} , {voice.one_of('in total', 'altogether', 'sum')} {len(things)}"
+
+
+def _think_count(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
+    number = len(question.things)
+    if style == "glance":
+        return voice.one_of(
+            f"it looks like {number} of them", f"I see {number}", f"I think {number}", f"there seem to be {number}"
+        )
+    if style == "regions":
+        return (
+            f"{voice.one_of('I sweep the picture .', 'going down .', 'by regions .')} {_sweep(question.things, voice)}"
+        )
+    return f"{voice.opening()} {_enumerate(question.things, voice)} , {voice.so} {number}"
+
+
+def _think_compare(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
+    first, second = (matching(scene, kind) for kind in question.subjects)
+    sign = ">" if len(first) > len(second) else "<" if len(first) < len(second) else "="
+    verdict = f"{len(first)} {sign} {len(second)}"
+    if style == "glance":
+        return voice.one_of(f"it looks like {verdict}", f"I think {verdict}", f"I see {verdict}")
+    tell = _sweep if style == "regions" else _enumerate
+    start = voice.one_of("I sweep the picture .", "by regions .") if style == "regions" else voice.opening()
+    parts = [f"{kind} : {tell(things, voice)}" for kind, things in zip(question.subjects, (first, second), strict=True)]
+    return f"{start} {' . '.join(parts)} . {voice.so} {verdict}"
+
+
+def _think_pair(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
+    """Two named objects: their places, the difference along the axis that matters, and what it means."""
+    # `things` are in the order of the answer's relation; the question may name them the other way round.
+    first, second = question.things
+    if question.subjects[0] != first.name:
+        first, second = second, first
+    dx, dy = first.x - second.x, first.y - second.y
+    is_across = abs(dx) > abs(dy)
+    side = ("left" if dx < 0 else "right") if is_across else ("above" if dy < 0 else "below")
+    if style == "glance":
+        return voice.one_of(
+            f"the first looks {side}", f"I think {side}", f"{first.name} seems {side}", f"it looks like {side}"
+        )
+    if style == "regions":
+        lies = voice.one_of("is", "lies", "sits")
+        return (
+            f"{voice.one_of('by regions .', 'roughly .')} {first.name} {lies} {voice.region(first)} , "
+            f"{second.name} {lies} {voice.region(second)} , {voice.so} {side}"
+        )
+    pair = (first.column, second.column) if is_across else (first.row, second.row)
+    sign = "<" if pair[0] < pair[1] else ">" if pair[0] > pair[1] else "="
+    steps = [abs(first.column - second.column), abs(first.row - second.row)]
+    return (
+        f"{voice.opening()} {first.name} {voice.place(first)} , {second.name} {voice.place(second)} . "
+        f"across {steps[0]} , down {steps[1]} . {pair[0]} {sign} {pair[1]} , {voice.so} {side}"
+    )
+
+
+def _think_look(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
+    """The colour or shape of one described object."""
+    thing, described = question.things[0], question.subjects[0]
+    looks = voice.one_of("looks", "is", "seems", "appears")
+    if style == "glance":
+        return voice.one_of(f"it {looks} {question.answer}", f"I see {question.answer}", f"I think {question.answer}")
+    where = voice.region(thing) if style == "regions" else voice.place(thing)
+    start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
+    return f"{start} {described} {where} , it {looks} {question.answer} , {voice.so} {thing.name}"
+
+
+def _think_exists(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
+    colour, shape = question.subjects[0].split()
+    is_there = bool(question.things)
+    if style == "glance":
+        seen = "there is one" if is_there else "there is none"
+        return voice.one_of(f"I think {seen}", f"it looks like {seen}", f"I see {seen}")
+    alike = [t for t in scene.in_reading_order if colour == t.colour or shape == t.shape]
+    start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
+    joint = voice.one_of(",", "and", ";")
+    where = voice.region if style == "regions" else voice.place
+    seen = f" {joint} ".join(f"{t.name} {where(t)}" for t in alike) or "nothing alike"
+    return f"{start} {seen} , {voice.so} {'there it is' if is_there else 'it is not there'}"
+
+
+_THINKERS: dict[str, Callable[[Scene, Question, str, _Voice], str]] = {
+    "count": _think_count,
+    "compare": _think_compare,
+    "side": _think_pair,
+    "holds": _think_pair,
+    "which": _think_pair,
+    "colour": _think_look,
+    "shape": _think_look,
+    "exists": _think_exists,
+}
+
+
+def perceive(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A question and answer of pure perception: the first phase of training, before any reasoning.
+
+    One third lists the whole picture in reading order (dense and always in the same order); the others look one object
+    up, by place or by name.
+    """
+    roll = rng.uniform()
+    things = scene.in_reading_order
+    thing = things[int(rng.integers(len(things)))]
+    if roll < 0.34:
+        listing = " , ".join(f"{t.column} {t.row} {t.name}" for t in things)
+        return "Describe the picture.", listing
+    if roll < 0.67:
+        return f"What is at {thing.column} {thing.row}?", thing.name
+    if len(matching(scene, thing.name)) == 1:
+        return f"Where is the {thing.name}?", f"{thing.column} {thing.row}"
+    description = thing.shape if roll < 0.84 else thing.colour
+    found = matching(scene, description)
+    return f"List every {description}.", " , ".join(f"{t.column} {t.row} {t.name}" for t in found)

@@ -1,0 +1,1 @@
+"""Does a policy hold up: threats, outcomes, statistics."""

@@ -1,0 +1,6 @@
+"""Vision-language models: from pixels and text to log-probabilities and back to pixels.
+
+``processor`` turns a problem into token ids and fits pictures to the model, ``preprocess`` turns pixels into model
+inputs with gradient, ``packing`` lays groups out so that a prompt is computed once, ``head`` scores tokens without
+holding all logits, ``families`` reads checkpoints, and ``policy`` puts them together.
+"""

@@ -1,0 +1,82 @@
+"""The model families that run here, and how their checkpoint folders are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
+
+FAMILIES: dict[str, type[PreTrainedModel]] = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+}
+"""``model_type`` in a checkpoint's ``config.json`` to the class that runs it."""
+
+
+def bundled_path() -> Path:
+    """The folder of the small model that comes with the package."""
+    return Path(__file__).parent / "bundled"
+
+
+def load_vlm(folder: Path) -> PreTrainedModel:
+    """The network of a checkpoint folder, float32, with SDPA attention, on the CPU.
+
+    Only safetensors are read and no code from the folder is run.
+
+    Raises:
+        FileNotFoundError: the folder, its ``config.json`` or its safetensors weights are missing.
+        ValueError: the family is unknown, the weights are incomplete, or the model uses sliding-window attention.
+    """
+    model_class = _model_class(folder)
+    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json: only safetensors are read, so "
+            f"convert other weights with transformers' save_pretrained"
+        )
+    loaded: Any = model_class.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    vlm: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    # transformers fills missing weights with random numbers and only warns.
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of a {model_class.__name__}, the first is {missing[0]!r}: "
+            f"complete the checkpoint, or correct model_type in config.json"
+        )
+    if "sliding_attention" in getattr(vlm.config.get_text_config(), "layer_types", ()):
+        # A window counts tokens; in a packed row other responses stand between a token and its prefix.
+        raise ValueError(
+            f"{folder}: sliding-window attention cannot be scored in packed rows: set use_sliding_window to false "
+            f"in config.json if responses stay shorter than the window"
+        )
+    return vlm
+
+
+def _model_class(folder: Path) -> type[PreTrainedModel]:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder: give the folder of a checkpoint; one from the Hugging Face hub is fetched with "
+            f"'hf download NAME --local-dir FOLDER'"
+        )
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: give the folder that holds the checkpoint's files")
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{folder} holds a model of family {family!r}: supported are {', '.join(FAMILIES)}")
+    return FAMILIES[family]

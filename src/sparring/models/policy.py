@@ -1,0 +1,262 @@
+"""A policy: a Hugging Face vision-language model that is loaded, scored, sampled from and differentiated to pixels.
+
+Letters: ``B`` rows, ``S`` prompt tokens (left-padded), ``L`` tokens of a packed row, ``T`` response tokens laid end to
+end, ``V`` vocabulary, ``D`` hidden width, ``CHW`` an image, ``3`` the temporal, height and width axes of mRoPE.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from sparring.models.families import bundled_path, load_vlm
+from sparring.models.head import token_logprobs
+from sparring.models.packing import PackedBatch, RowCost
+from sparring.models.preprocess import PatchSettings, pixels_to_patches
+from sparring.models.processor import Processor, Prompt
+from sparring.types import Problem, View
+
+Precision = Literal["fp32", "bf16"]
+
+LOGITS_PER_CHUNK = 2**25
+"""Entries of the T x V logits that the head holds at a time: 128 MiB in float32."""
+
+CACHED_PROMPTS = 4096
+"""Encoded prompts that a policy remembers: a step asks for each of its prompts many times."""
+
+
+class PolicyModule(nn.Module):
+    """The network of a policy. Everything that touches its weights is one of its methods, the head included.
+
+    That is what lets FSDP's hooks see every use: ``forward`` by itself, ``prefill`` and ``decode`` once registered with
+    ``torch.distributed.fsdp.register_fsdp_forward_method``.
+    """
+
+    def __init__(self, vlm: PreTrainedModel, patches: PatchSettings, precision: Precision = "fp32") -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.patches = patches
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """The precision that every method computes in: bfloat16 over float32 weights for ``"bf16"``, else none.
+
+        Entering it around a loop of ``decode`` calls converts the weights once instead of at every call. Let nothing
+        with gradient run inside: weights that were converted without gradient would be reused.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(
+        self, batch: PackedBatch, *, temperature: float, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability of every response token of a packed batch, and the entropy of its distribution on request.
+
+        Args:
+            batch: rows on this module's device; gradients flow to its ``images`` where they require one.
+            temperature: logits are divided by it, > 0.
+            with_entropy: also return the entropy over the whole vocabulary.
+
+        Returns:
+            ``logprobs_T`` and ``entropy_T`` (nats, or None), float32, tokens in the order of ``batch.target_T``.
+        """
+        with self.autocast():
+            hidden_BLD = self._hidden(
+                batch.input_ids,
+                batch.is_image,
+                batch.images,
+                batch.image_order,
+                position_ids=batch.position_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+            )
+            weight_VD = self.vlm.get_output_embeddings().weight
+            return token_logprobs(
+                hidden_BLD.flatten(0, 1)[batch.predict_T],
+                weight_VD,
+                batch.target_T,
+                temperature=temperature,
+                with_entropy=with_entropy,
+                chunk=max(1, LOGITS_PER_CHUNK // weight_VD.shape[0]),
+            )
+
+    @torch.no_grad()
+    def prefill(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, images: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, DynamicCache]:
+        """Runs a batch of prompts and keeps their keys and values.
+
+        Args:
+            input_ids: int64 (B, S), left-padded.
+            attention_mask: int64 (B, S), 1 on prompt tokens, 0 on padding.
+            position_ids: int64 (3, B, S), mRoPE positions as in ``Prompt.position_ids``; any value on padding.
+            images: for each row its images, float (3, H, W) in [0, 1] at model size.
+
+        Returns:
+            float32 (B, V) logits after the last prompt token, and the cache.
+        """
+        cache = DynamicCache(config=self.vlm.config.get_text_config())
+        flat = [image for row in images for image in row]
+        with self.autocast():
+            hidden_BSD = self._hidden(
+                input_ids,
+                (input_ids == self.vlm.config.image_token_id) & attention_mask.bool(),
+                flat,
+                range(len(flat)),
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            return self._logits(hidden_BSD[:, -1]), cache
+
+    @torch.no_grad()
+    def decode(
+        self, token_ids: Tensor, position: Tensor, attention_mask: Tensor, past_key_values: DynamicCache
+    ) -> Tensor:
+        """One step behind a cache, which grows by one token in place.
+
+        Args:
+            token_ids: int64 (B,), the tokens sampled last; none is an image placeholder.
+            position: int64 (B,), their position, the same on all three mRoPE axes. The first response token stands at
+                ``max(prompt positions) + 1``, which after an image is less than the prompt's length.
+            attention_mask: int64 (B, tokens in the cache + 1), 1 on tokens to attend to, this one included.
+            past_key_values: the cache of ``prefill`` or of the step before.
+
+        Returns:
+            float32 (B, V) logits of the next token.
+        """
+        with self.autocast():
+            outputs = self.vlm.model.language_model(
+                inputs_embeds=self.vlm.get_input_embeddings()(token_ids[:, None]),
+                position_ids=position[None, :, None].expand(3, -1, 1),
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                use_cache=True,
+            )
+            return self._logits(outputs.last_hidden_state[:, -1])
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        return F.linear(hidden_BD, self.vlm.get_output_embeddings().weight).float()
+
+    def _hidden(
+        self,
+        input_ids_BL: Tensor,
+        is_image_BL: Tensor,
+        images: Sequence[Tensor],
+        image_order: Sequence[int],
+        **kwargs: object,
+    ) -> Tensor:
+        """Last hidden states (B, L, D). ``image_order``: the images in the order of their placeholders, row by row."""
+        embeds_BLD = self.vlm.get_input_embeddings()(input_ids_BL)
+        if images:
+            streams = self._vision(images)
+            # Only the picture is repeated where several rows show it, never the vision tower.
+            features = [torch.cat([stream[i] for i in image_order]).to(embeds_BLD.dtype) for stream in streams]
+            embeds_BLD = embeds_BLD.masked_scatter(is_image_BL[..., None], features[0])
+            if len(features) > 1:
+                kwargs |= {"visual_pos_masks": is_image_BL, "deepstack_visual_embeds": features[1:]}
+        return self.vlm.model.language_model(inputs_embeds=embeds_BLD, **kwargs).last_hidden_state
+
+    def _vision(self, images: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The vision tower. First the features (image tokens, D) of each image, then those of each DeepStack layer."""
+        pixel_values, grid_thw = pixels_to_patches(images, self.patches)
+        output = self.vlm.model.get_image_features(pixel_values, grid_thw, return_dict=True)
+        return [output.pooler_output, *getattr(output, "deepstack_features", [])]
+
+
+class Policy:
+    """A network with its processor: what a method samples from, scores with and attacks."""
+
+    def __init__(self, module: PolicyModule, processor: Processor, *, instruction: str = "") -> None:
+        self.module = module
+        self.processor = processor
+        self.instruction = instruction
+        self._encode = functools.lru_cache(CACHED_PROMPTS)(processor.encode_sizes)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        instruction: str = "",
+    ) -> Policy:
+        """Reads a checkpoint folder: ``config.json``, safetensors weights, tokenizer, image processor, chat template.
+
+        Args:
+            path: the folder, or ``"bundled"`` for the small model that comes with the package.
+            device: where the weights live and everything is computed.
+            precision: ``"fp32"``, or ``"bf16"`` for bfloat16 autocast; the weights are float32 in both.
+            instruction: text appended to every question, e.g. how to format the answer.
+
+        Raises:
+            FileNotFoundError: the folder or a file in it is missing.
+            ValueError: an unknown precision or model family, or files that do not belong together.
+        """
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}: use one of {', '.join(get_args(Precision))}")
+        folder = bundled_path() if path == "bundled" else Path(path)
+        vlm = load_vlm(folder)
+        processor = Processor.from_pretrained(folder)
+        if processor.image_token_id != vlm.config.image_token_id:
+            raise ValueError(
+                f"{folder}: the tokenizer's image placeholder has id {processor.image_token_id}, config.json says "
+                f"image_token_id {vlm.config.image_token_id}: take both files from the same checkpoint"
+            )
+        module = PolicyModule(vlm, processor.patches, precision).to(device).eval()
+        return cls(module, processor, instruction=instruction)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def precision(self) -> Precision:
+        return self.module.precision
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a checkpoint folder as ``load`` and transformers read it; weights are stored as ``dtype``."""
+        vlm = self.module.vlm
+        # Converted one by one and on the CPU: a converted model beside the first might not fit on the device.
+        # Parameters are all there is to save, and each is named once, so that tied weights stay tied.
+        weights = {name: parameter.detach().to("cpu", dtype) for name, parameter in vlm.named_parameters()}
+        vlm.save_pretrained(folder, state_dict=weights)
+        config = copy.deepcopy(vlm.config)
+        for part in (config, config.text_config, config.vision_config):
+            part.dtype = dtype
+        config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def clone_frozen(self) -> Policy:
+        """A copy that no optimizer and no gradient reaches: the reference of a KL term."""
+        module = copy.deepcopy(self.module).requires_grad_(False)
+        return Policy(module, self.processor, instruction=self.instruction)
+
+    def encode(self, problem: Problem, view: View) -> Prompt:
+        """The prompt of ``problem`` for the picture sizes of ``view``, tensors on the CPU."""
+        sizes = tuple((image.shape[-2], image.shape[-1]) for image in view.images)
+        return self._encode(problem.question, sizes, self.instruction)
+
+    @property
+    def row_cost(self) -> RowCost:
+        """Floating-point operations of the language model's layers, by which groups are split into rows."""
+        layers = self.module.vlm.model.language_model.layers
+        attention = layers[0].self_attn
+        width = attention.q_proj.out_features
+        return RowCost(
+            per_token=2 * sum(parameter.numel() for parameter in layers.parameters()),
+            per_token_pair=4 * len(layers) * width,
+        )

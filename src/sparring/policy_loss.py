@@ -1,0 +1,188 @@
+"""The clipped policy-gradient loss of the GRPO family, assembled from `objective` and `advantages`.
+
+What the methods share: settings, the constants of a minibatch, and the loss of a micro-batch. Which view was sampled,
+scored and gave the old log-probs is each method's own business and stands in its file.
+
+Letters: ``T`` tokens of a minibatch, ``N`` its rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparring import distributed
+from sparring.advantages import group_advantages_N
+from sparring.objective import (
+    Aggregation,
+    clipped_surrogate_T,
+    importance_ratio_T,
+    is_clipped_T,
+    kl_k1_T,
+    kl_k2_T,
+    kl_k3_T,
+    sequence_ratio_T,
+    token_weights_T,
+)
+from sparring.types import Group, Metrics, Score, layout_of
+from sparring.update import LossFunction, Minibatch, Player, Tokens, split_evenly, update
+
+_WATCH = "watch/"
+"""Prefix of constants that weigh tokens for a metric only."""
+
+KL_ESTIMATORS = {"k1": kl_k1_T, "k2": kl_k2_T, "k3": kl_k3_T}
+
+
+@dataclass(frozen=True)
+class PolicyLossConfig:
+    """Credit and loss. Defaults are EasyR1's, on which SaEI and its baselines were run."""
+
+    advantage_scale: Literal["std", "none"] = "std"
+    """Divide centred rewards by the group's standard deviation (GRPO), or not (Dr.GRPO)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of each token, or of the whole response (GSPO)."""
+    clip_low: float = 0.2
+    """The ratio is clipped at 1 - clip_low; in [0, 1]."""
+    clip_high: float = 0.3
+    """The ratio is clipped at 1 + clip_high; >= 0."""
+    dual_clip: float | None = 3.0
+    """Bound on a token's loss in units of its negative advantage, > 1; none turns it off."""
+    aggregation: Aggregation = "token_mean"
+    """Mean over all tokens, mean over responses of their means, or sum over a constant (max_new_tokens)."""
+    kl_coefficient: float = 0.01
+    """Weight of the KL term to the initial policy, >= 0; at 0 no reference is kept."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """One-sample estimator of that KL."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low={self.clip_low} must be in [0, 1]: usual is 0.2")
+        if not self.clip_high >= 0:
+            raise ValueError(f"clip_high={self.clip_high} must be >= 0: usual are 0.2 to 0.3")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be > 1: usual is 3.0, none turns it off")
+        if not self.kl_coefficient >= 0:
+            raise ValueError(f"kl_coefficient={self.kl_coefficient} must be >= 0: usual is 0.01, 0 turns it off")
+        if self.kl_coefficient and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator=k1 has no gradient in expectation: use k2 or k3")
+
+
+def advantages_N(groups: Sequence[Group], config: PolicyLossConfig) -> Tensor:
+    """Advantage of each rollout among its siblings, float32 (N,)."""
+    rewards_N = torch.cat([group.rewards_G for group in groups])
+    return group_advantages_N(rewards_N, layout_of(groups).group_N, len(groups), scale=config.advantage_scale)
+
+
+def policy_minibatch(
+    groups: Sequence[Group],
+    config: PolicyLossConfig,
+    *,
+    advantage_N: Tensor,
+    old_logprobs_T: Tensor,
+    reference_logprobs_T: Tensor | None,
+    max_new_tokens: int,
+    is_watched_T: Mapping[str, Tensor] | None = None,
+) -> Minibatch:
+    """The groups of one optimizer step with the constants that :func:`policy_loss` reads.
+
+    Args:
+        advantage_N: of these groups' rollouts.
+        old_logprobs_T: under the policy, and on the view, that the method's ratio divides by.
+        reference_logprobs_T: under the initial policy; needed if ``config.kl_coefficient`` is not 0.
+        max_new_tokens: the constant of ``aggregation="constant"``.
+        is_watched_T: named selections of tokens, bool (T,); the share of each whose ratio lies outside the clip range
+        is
+            reported as ``outside/<name>``.
+    """
+    layout = layout_of(groups)
+    constants = {
+        "advantage": advantage_N[layout.rollout_T],
+        "old": old_logprobs_T.detach().cpu(),
+        "weight": token_weights_T(
+            layout.rollout_T,
+            layout.lengths_N,
+            config.aggregation,
+            num_tokens=round(distributed.all_reduce_sum(float(layout.num_tokens))),
+            num_rollouts=round(distributed.all_reduce_sum(float(layout.num_rollouts))),
+            constant=max_new_tokens,
+        ),
+    }
+    if reference_logprobs_T is not None:
+        constants["reference"] = reference_logprobs_T.detach().cpu()
+    for name, is_watched in (is_watched_T or {}).items():
+        total = distributed.all_reduce_sum(float(is_watched.sum()))
+        constants[_WATCH + name] = is_watched.float() / max(1.0, total)
+    return Minibatch(tuple(groups), constants)
+
+
+def policy_loss(config: PolicyLossConfig) -> LossFunction:
+    """The loss of a micro-batch: clipped surrogate plus the KL term, each weighted per token and summed."""
+
+    def loss(score: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        new_T, old_T, advantage_T, weight_T = score.logprobs_T, tokens["old"], tokens["advantage"], tokens["weight"]
+        if config.ratio == "sequence":
+            ratio_T = sequence_ratio_T(new_T, old_T, tokens.layout.rollout_T, tokens.layout.num_rollouts)
+        else:
+            ratio_T = importance_ratio_T(new_T, old_T)
+        clip = (config.clip_low, config.clip_high, config.dual_clip)
+        total = (weight_T * clipped_surrogate_T(ratio_T, advantage_T, *clip)).sum()
+        named = {
+            "clip_fraction": (weight_T * is_clipped_T(ratio_T.detach(), advantage_T, *clip)).sum(),
+            "ratio": (weight_T * ratio_T.detach()).sum(),
+        }
+        is_outside_T = (ratio_T.detach() < 1 - config.clip_low) | (ratio_T.detach() > 1 + config.clip_high)
+        for name, share_T in tokens.constants.items():
+            if name.startswith(_WATCH):
+                named["outside/" + name.removeprefix(_WATCH)] = (share_T * is_outside_T).sum()
+        if config.kl_coefficient:
+            kl = (weight_T * KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])).sum()
+            total = total + config.kl_coefficient * kl
+            named["reference_kl"] = kl.detach()
+        return total, named
+
+    return loss
+
+
+def optimise(
+    player: Player,
+    groups: Sequence[Group],
+    config: PolicyLossConfig,
+    *,
+    view: str | None,
+    old_logprobs_T: Tensor,
+    reference_logprobs_T: Tensor | None,
+    temperature: float,
+    max_new_tokens: int,
+    num_minibatches: int,
+    is_watched_T: Mapping[str, Tensor] | None = None,
+) -> Metrics:
+    """Optimizer steps over consecutive minibatches of graded groups; metrics are means over them.
+
+    Args:
+        view: under which new log-probs are scored; None is each rollout's own.
+        old_logprobs_T, reference_logprobs_T, is_watched_T: of all tokens of ``groups`` end to end.
+        num_minibatches: optimizer steps; the groups are dealt out evenly.
+    """
+    layout = layout_of(groups)
+    advantage_N = advantages_N(groups, config)
+    token_group_T = layout.group_N[layout.rollout_T]
+    loss = policy_loss(config)
+    reports: list[Metrics] = []
+    for members in split_evenly(groups, num_minibatches):
+        is_member_T = (token_group_T >= members[0]) & (token_group_T <= members[-1])
+        is_member_N = (layout.group_N >= members[0]) & (layout.group_N <= members[-1])
+        minibatch = policy_minibatch(
+            [groups[i] for i in members],
+            config,
+            advantage_N=advantage_N[is_member_N],
+            old_logprobs_T=old_logprobs_T.cpu()[is_member_T],
+            reference_logprobs_T=None if reference_logprobs_T is None else reference_logprobs_T.cpu()[is_member_T],
+            max_new_tokens=max_new_tokens,
+            is_watched_T={name: mask_T[is_member_T] for name, mask_T in (is_watched_T or {}).items()},
+        )
+        reports.append(update(player, minibatch, loss, view=view, temperature=temperature))
+    return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}

@@ -1,0 +1,225 @@
+"""A complete training run: its configuration, the named settings, and what puts the parts together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sparring import distributed
+from sparring.checkpoint import checkpoint_path
+from sparring.configs import ConfigError, write_config
+from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.data.stream import ProblemStream
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.models.policy import Policy, Precision
+from sparring.policy_loss import PolicyLossConfig
+from sparring.provenance import environment, git_state
+from sparring.rewards import Grader, RewardConfig
+from sparring.rollout import SamplingConfig
+from sparring.rollout.collect import BatchConfig
+from sparring.trainer import Trainer, TrainerConfig
+from sparring.types import Metrics
+from sparring.update import OptimConfig, Player
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy to start from."""
+
+    path: str = "bundled"
+    """A Hugging Face folder, or `bundled` for the small model that comes with the package."""
+    precision: Precision = "bf16"
+    """bf16 computes in bfloat16 over float32 weights; fp32 in float32 throughout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    instruction: str = ""
+    """Text appended to every question, e.g. how to format the answer; the bundled model needs none."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run. Everything that its numbers depend on is here."""
+
+    method: MethodConfig = field(default_factory=SaEIConfig)
+    """The method and its settings."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The policy."""
+    data: SceneConfig = field(default_factory=SceneConfig)
+    """The problems."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How responses are drawn."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What they are paid for."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How often to validate and save."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The test before and after training."""
+    num_validation: int = 150
+    """Validation problems, >= 1; they choose the best checkpoint, the test problems never do."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    threads: int = 2
+    """CPU threads of torch, >= 1."""
+    out: Path | None = None
+    """Run folder; none makes a new one under runs/."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_validation", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+
+
+def _presets() -> dict[str, tuple[str, RunConfig]]:
+    grpo = GRPOConfig()
+    dapo = replace(
+        grpo,
+        batch=BatchConfig(dynamic_sampling=True),
+        loss=PolicyLossConfig(clip_high=0.28, dual_clip=None, kl_coefficient=0.0),
+    )
+    drgrpo = replace(
+        grpo,
+        loss=PolicyLossConfig(
+            advantage_scale="none", clip_high=0.2, dual_clip=None, aggregation="constant", kl_coefficient=0.0
+        ),
+    )
+    gspo = replace(
+        grpo,
+        loss=PolicyLossConfig(
+            ratio="sequence", clip_low=3e-4, clip_high=4e-4, dual_clip=None, aggregation="sequence_mean", kl_coefficient=0.0
+        ),
+    )
+    return {
+        "saei": ("SaEI (2512.10414): pictures attacked to raise the entropy of the model's own responses", RunConfig()),
+        "grpo": ("GRPO with EasyR1's defaults, on clean pictures", RunConfig(method=grpo)),
+        "dapo": ("GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)", RunConfig(method=dapo)),
+        "drgrpo": ("Dr.GRPO: no std, constant normaliser, no KL (2503.20783)", RunConfig(method=drgrpo)),
+        "gspo": ("GSPO: one importance ratio per response (2507.18071)", RunConfig(method=gspo)),
+    }
+
+
+PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
+"""Name -> (one line of description, configuration): what `sparring train NAME` runs."""
+
+CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.json", 96
+
+
+def load_policy(config: ModelConfig) -> Policy:
+    """The policy that a run starts from, on this rank's device."""
+    device = distributed.initialise(None if config.device == "auto" else config.device)
+    return Policy.load(config.path, device=device, precision=config.precision, instruction=config.instruction)
+
+
+@dataclass(eq=False)
+class Run:
+    """The parts of a run, ready to start; a context manager, because the grader may own a process."""
+
+    config: RunConfig
+    folder: Path
+    policy: Policy
+    grader: Grader
+    trainer: Trainer
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.grader.close()
+
+    def test(self, label: str, on_progress: object = None) -> list[Outcome]:
+        """Outcomes on the test split, written to ``test-<label>.jsonl``."""
+        problems = SceneProblems("test", self.config.evaluation.num_problems, self.config.data)
+        outcomes = evaluate(
+            self.policy,
+            problems,
+            self.config.evaluation,
+            self.config.sampling,
+            self.grader,
+            seed=self.config.seed,
+            on_progress=on_progress,  # type: ignore[arg-type]
+        )
+        write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
+        return outcomes
+
+    def load_best(self) -> int:
+        """Put the weights of the best validated step into the policy; returns that step, 0 for the initial weights."""
+        best = checkpoint_path(self.folder / "checkpoints", "best")
+        if self.trainer.best_step == 0 or best is None:
+            initial = load_policy(self.config.model)
+            self.policy.module.load_state_dict(initial.module.state_dict())
+            return 0
+        found = Policy.load(best / "policy", device=self.policy.device)
+        self.policy.module.load_state_dict(found.module.state_dict())
+        return self.trainer.best_step
+
+
+def prepare(config: RunConfig, folder: Path, *, on_step: object = None) -> Run:
+    """Load the model, build the method, and write configuration and provenance into the run folder."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    policy = load_policy(config.model)
+    grader = Grader(config.reward)
+    player = Player("policy", policy, config.optim)
+    reference = policy.clone_frozen() if config.method.loss.kl_coefficient else None
+    method = METHODS[type(config.method)](
+        config.method,  # type: ignore[arg-type]
+        player,
+        reference,
+        grader,
+        config.sampling,
+        seed=config.seed,
+        max_rows=256,
+    )
+    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
+    validation = SceneProblems("validation", config.num_validation, config.data)
+
+    def validate() -> Metrics:
+        outcomes = evaluate(
+            policy,
+            validation,
+            replace(config.evaluation, num_problems=config.num_validation, threats=("clean",)),
+            config.sampling,
+            grader,
+            seed=0,
+        )
+        probe = [validation[i] for i in range(min(PROBE_SIZE, len(validation)))]
+        return {
+            "validation/accuracy": accuracy(outcomes).value,
+            "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
+            "validation/entropy": probe_entropy(policy, probe, config.sampling, seed=0, num_samples=2),
+        }
+
+    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / CONFIG)
+    record = {"environment": environment(), "git": git_state(Path(__file__).parent), "seed": config.seed}
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return Run(config, folder, policy, grader, trainer)
+
+
+def check_resumable(config: RunConfig, folder: Path) -> None:
+    """ConfigError if ``folder`` holds a run of another configuration."""
+    from sparring.configs import read_config, to_dict
+
+    saved = read_config(RunConfig, folder / CONFIG)
+    mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
+    # More steps, or other testing, may follow: neither changes the steps that were done.
+    for free in ("trainer", "evaluation", "threads"):
+        mine.pop(free), theirs.pop(free)
+    if mine != theirs:
+        names = ", ".join(name for name in mine if mine[name] != theirs[name])
+        raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
+
+
+def write_outcomes(path: Path, outcomes: list[Outcome]) -> None:
+    """One JSON object per line."""
+    draft = path.with_suffix(".draft")
+    draft.write_text("".join(json.dumps(vars(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
+    draft.replace(path)

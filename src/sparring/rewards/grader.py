@@ -1,0 +1,264 @@
+"""Rewards of responses: a correct answer, a well-formed response, and the reason for each verdict.
+
+    reward = answer_weight * [answer is correct] + format_weight * [format is ok]
+
+Weights 0.9 and 0.1 as in EasyR1's ``examples/reward_function/math.py``, the base of SaEI, NoisyRollout and PAPO.
+Deviations: a format stricter than theirs (:mod:`sparring.rewards.format`); plain numbers, words, options and yes/no are
+compared without a mathematics library (:mod:`sparring.rewards.answer`); the rest goes to Math-Verify, or to EasyR1's
+MathRuler on request.
+
+Both libraries can run forever on what a model wrote, and Math-Verify's own time limit uses signals, which in a thread
+make every verdict false. They run in a child process with a limit on **processor** time, so that a verdict is the same
+on a busy machine. The child is started by the first answer that needs it, serves all that follow, and is replaced when
+it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Literal, Self, cast, get_args
+
+from sparring.rewards.answer import AnswerReason, clean, compare, extract_boxed, unreadable_truth, why_no_answer
+from sparring.rewards.format import check_format
+from sparring.types import FinishReason, Group, Metrics, Problem, Reward
+
+MathBackend = Literal["math_verify", "mathruler"]
+MathVerdict = Literal["correct", "wrong", "malformed", "timeout", "crashed", "unreadable_truth"]
+
+_CHILD = Path(__file__).with_name("math_child.py")
+_START_SECONDS = 300.0
+# The rest of the environment may hold credentials, and the child evaluates what a model wrote.
+_ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What a response is paid for, and how mathematical answers are compared."""
+
+    answer_weight: float = 0.9
+    """Reward of a correct answer; >= 0. EasyR1's default."""
+    format_weight: float = 0.1
+    """Reward of a well-formed response; >= 0. EasyR1's default."""
+    math_backend: MathBackend = "math_verify"
+    """Library for answers that need mathematics: ``math_verify``, or ``mathruler`` as in EasyR1."""
+    math_cpu_seconds: float = 5.0
+    """Processor time for one such answer, in seconds; > 0. Math-Verify's own default, there in wall time."""
+
+    def __post_init__(self) -> None:
+        for name in ("answer_weight", "format_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"RewardConfig.{name} is {value!r}: give a finite number >= 0")
+        if self.answer_weight + self.format_weight == 0:
+            raise ValueError(
+                "RewardConfig.answer_weight and format_weight are both 0: give at least one of them weight"
+            )
+        if self.math_backend not in get_args(MathBackend):
+            raise ValueError(f"RewardConfig.math_backend is {self.math_backend!r}: give one of {get_args(MathBackend)}")
+        if not (math.isfinite(self.math_cpu_seconds) and self.math_cpu_seconds > 0):
+            raise ValueError(
+                f"RewardConfig.math_cpu_seconds is {self.math_cpu_seconds!r}: give a number of seconds > 0"
+            )
+
+
+class Grader:
+    """Grades responses; a context manager, because it may own a process. Threads may share one.
+
+    Example::
+
+        with Grader(RewardConfig()) as grader:
+            reward = grader.grade(problem, text, finish_reason)
+    """
+
+    def __init__(self, config: RewardConfig | None = None) -> None:
+        self.config = config or RewardConfig()
+        self.math = MathProcess(self.config.math_backend, self.config.math_cpu_seconds)
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child process if there is one; the next answer that needs it starts another."""
+        self.math.close()
+
+    def grade(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
+        """Reward of one response; parts ``answer`` and ``format``, each 0 or 1, with reasons.
+
+        Raises:
+            ValueError: the problem's own answer is not one of its kind. Nothing in ``text`` raises.
+            RuntimeError: the math process cannot be started.
+        """
+        reasons = {
+            "answer": self._grade_answer(problem, text, finish_reason),
+            "format": check_format(text, finish_reason),
+        }
+        parts = {"answer": float(reasons["answer"] == "correct"), "format": float(reasons["format"] == "ok")}
+        with self._lock:
+            self._counts.update(f"{part}/{reason}" for part, reason in reasons.items())
+        value = self.config.answer_weight * parts["answer"] + self.config.format_weight * parts["format"]
+        return Reward(value=value, parts=parts, reasons=reasons)
+
+    def grade_group(self, group: Group) -> Group:
+        """``group`` with every rollout graded."""
+        graded = (
+            replace(rollout, reward=self.grade(group.problem, rollout.text, rollout.finish_reason))
+            for rollout in group.rollouts
+        )
+        return replace(group, rollouts=tuple(graded))
+
+    def take_metrics(self) -> Metrics:
+        """How often each reason was given since the last call, e.g. ``{"answer/wrong": 3.0, "format/ok": 3.0}``."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        return {name: float(count) for name, count in sorted(counts.items())}
+
+    def _grade_answer(self, problem: Problem, text: str, finish_reason: FinishReason) -> AnswerReason:
+        answer = extract_boxed(text)
+        if answer is None:
+            return why_no_answer(text, finish_reason)
+        if (plain := compare(problem, answer)) is not None:
+            return plain
+        verdict = self.math.judge(clean(problem.answer), clean(answer))
+        if verdict == "unreadable_truth":
+            raise unreadable_truth(problem)
+        return verdict
+
+
+class MathProcess:
+    """Compares mathematical answers in a child process, which is replaced when an answer has ended it.
+
+    A plain subprocess that speaks JSON lines over pipes: no fork inherits torch's threads or a GPU. POSIX only.
+    """
+
+    def __init__(self, backend: MathBackend, cpu_seconds: float) -> None:
+        self.backend = backend
+        self.cpu_seconds = cpu_seconds
+        self.wall_seconds = 300.0 + 20.0 * cpu_seconds
+        """Backstop for a child that is stopped or starved: below the 10 minutes that collectives wait for a rank."""
+        self.num_started = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner_pid = 0
+        self._lock = threading.Lock()
+        # Siblings of a group often give the same wrong answer.
+        self._ask_once = lru_cache(maxsize=4096)(self._ask)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None if there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def judge(self, truth: str, answer: str) -> MathVerdict:
+        """Whether ``answer`` says the same as ``truth``; RuntimeError if the child cannot be started."""
+        # A child that was killed from outside says nothing about the answer, which therefore gets a second one.
+        for _ in range(2):
+            try:
+                return self._ask_once(truth, answer)
+            except ChildProcessError:
+                continue
+            except TimeoutError:
+                return "timeout"
+        return "crashed"
+
+    def close(self) -> None:
+        """Ends the child if there is one."""
+        with self._lock:
+            self._discard()
+
+    def _ask(self, truth: str, answer: str) -> MathVerdict:
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            reply: bytes | None = b""
+            try:
+                process.stdin.write(json.dumps({"truth": truth, "answer": answer}).encode() + b"\n")
+                reply = _read_line(process.stdout, self.wall_seconds)
+            except BrokenPipeError:
+                pass  # it has ended: the same as no reply
+            finally:
+                # Also after an interrupt, which would leave this reply to be read as the next answer's.
+                status = None if reply else self._discard()
+        if reply:
+            return cast(MathVerdict, json.loads(reply)["reason"])
+        if reply is None:
+            raise TimeoutError(f"no reply in {self.wall_seconds:.0f} s of wall time")
+        if status == -signal.SIGPROF:
+            return "timeout"
+        raise ChildProcessError(f"the math process ended with status {status}")
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._owner_pid != os.getpid():
+            # After a fork the child is still the parent's: two processes on one pipe would take each other's verdicts.
+            self._process = None
+        if self._process is not None and self._process.poll() is not None:
+            self._discard()
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        return self._process
+
+    def _start(self) -> None:
+        self._owner_pid = os.getpid()
+        self.num_started += 1
+        # A fixed hash seed fixes the order in which sympy visits sets; a session of its own keeps Ctrl-C away.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_CHILD), self.backend, str(self.cpu_seconds), str(self._owner_pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"PYTHONHASHSEED": "0"},
+        )
+        assert self._process.stdout is not None
+        reply: bytes | None = b""
+        try:
+            reply = _read_line(self._process.stdout, _START_SECONDS)
+        finally:
+            if not reply:
+                self._discard()
+        failure = json.loads(reply).get("error") if reply else "it ended, or gave no sign of life in time"
+        if failure:
+            self._discard()
+            raise RuntimeError(f"the math process did not start: {failure}")
+
+    def _discard(self) -> int | None:
+        """Kills the child; returns its exit status, negative for a signal."""
+        process, self._process = self._process, None
+        if process is None or self._owner_pid != os.getpid():
+            return None
+        with process:
+            process.kill()
+        return process.returncode
+
+
+def _read_line(stream: IO[bytes], seconds: float) -> bytes | None:
+    """One line of ``stream``; empty if it ends first, None if ``seconds`` of wall time pass first."""
+    deadline = time.monotonic() + seconds
+    poller = select.poll()
+    poller.register(stream, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+        chunk = os.read(stream.fileno(), 65536)
+        if not chunk:
+            return b""
+        line += chunk
+    return line

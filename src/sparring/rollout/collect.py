@@ -1,0 +1,87 @@
+"""Groups worth training on: draw, grade, and refill those that carry no signal (DAPO's dynamic sampling).
+
+Source: DAPO, arXiv 2503.14476, which keeps only groups whose accuracies differ and resamples until the batch is full,
+at most ten times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparring.advantages import has_signal
+from sparring.data.stream import ProblemStream
+from sparring.types import Group, Metrics, Problem
+
+MakeGroups = Callable[[Sequence[Problem]], list[Group]]
+"""From problems to graded groups, one each."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many problems a step trains on, and whether groups without signal are replaced."""
+
+    prompts_per_step: int = 16
+    """Groups per step, >= 1."""
+    dynamic_sampling: bool = False
+    """Drop groups whose answers are all right or all wrong and draw others instead (DAPO)."""
+    max_draws: int = 10
+    """With dynamic sampling, how often a step draws problems before it goes on with what it has, >= 1; DAPO's is 10."""
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_step < 1:
+            raise ValueError(f"prompts_per_step={self.prompts_per_step} must be >= 1: a step needs a problem")
+        if self.max_draws < 1:
+            raise ValueError(f"max_draws={self.max_draws} must be >= 1: a step draws at least once")
+
+
+def collect(stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig) -> tuple[list[Group], Metrics]:
+    """Graded groups for one step.
+
+    Returns:
+        ``prompts_per_step`` groups, fewer only if dynamic sampling ran out of draws (none at worst), and metrics over
+        all groups drawn: mean reward and its parts, response length, shares of truncated responses and of groups
+        without signal, number of draws.
+    """
+    kept: list[Group] = []
+    drawn: list[Group] = []
+    num_draws = 0
+    while len(kept) < config.prompts_per_step and num_draws < (config.max_draws if config.dynamic_sampling else 1):
+        missing = config.prompts_per_step - len(kept)
+        # Draw what is missing over the share kept so far: neither one by one nor a whole batch for the last group.
+        rate = max(len(kept), 1) / max(len(drawn), 1)
+        num = min(config.prompts_per_step, math.ceil(missing / rate))
+        groups = make_groups(stream.take(num))
+        drawn += groups
+        kept += [group for group in groups if not config.dynamic_sampling or has_signal(group, "answer")]
+        num_draws += 1
+    return kept[: config.prompts_per_step], {**rollout_metrics(drawn), "draws": float(num_draws)}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> Metrics:
+    """Means over all rollouts of graded groups: ``reward``, ``accuracy``, ``format``, ``length`` in tokens, ...
+
+    With several views, reward and accuracy of each are given as ``reward/<view>`` and ``accuracy/<view>``.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / max(1, len(values))
+
+    metrics = {
+        "reward": mean([reward.value for reward in rewards]),
+        "accuracy": mean([reward.parts["answer"] for reward in rewards]),
+        "format": mean([reward.parts["format"] for reward in rewards]),
+        "length": mean([float(rollout.token_ids.numel()) for rollout in rollouts]),
+        "truncated": mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
+        "without_signal": mean([float(not has_signal(group, "answer")) for group in groups]),
+    }
+    views = sorted({rollout.view for rollout in rollouts})
+    if len(views) > 1:
+        for view in views:
+            of_view = [r.reward for r in rollouts if r.view == view and r.reward is not None]
+            metrics[f"reward/{view}"] = mean([reward.value for reward in of_view])
+            metrics[f"accuracy/{view}"] = mean([reward.parts["answer"] for reward in of_view])
+    return metrics

@@ -1,0 +1,215 @@
+"""Re-scores groups under any policy and any view, and differentiates scores to pixels.
+
+Letters: ``N`` rollouts of a batch of groups, ``T`` their tokens end to end (``types.Layout``); ``n`` and ``t`` those of
+one micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparring.models.packing import PackedBatch, Row, pack, split_responses
+from sparring.models.policy import Policy
+from sparring.types import Group, Layout, Score, View, layout_of
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Whole rollouts of a batch of groups that are scored in one forward pass."""
+
+    packed: PackedBatch
+    """On the policy's device, for ``policy.module(packed, temperature=...)``."""
+    token_index: Tensor
+    """int64 (t,): where each of its tokens stands among the T tokens of all groups."""
+    rollout_index: Tensor
+    """int64 (n,): where each of its rollouts stands among the N rollouts of all groups."""
+    layout: Layout
+    """Its own t tokens and n rollouts; ``group_N`` holds indices into all groups."""
+
+
+Objective = Callable[[Score, MicroBatch], Tensor]
+"""A scalar of the scores of one micro-batch, additive over rollouts: its sum over micro-batches is the objective."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One row to be packed, and whose it is."""
+
+    row: Row
+    rollout_index: list[int]
+
+
+def micro_batches(
+    policy: Policy, groups: Sequence[Group], *, view: str | None, token_budget: int
+) -> Iterator[MicroBatch]:
+    """Cuts groups into packed micro-batches; every rollout is in exactly one.
+
+    Rollouts of one group and view share rows with one prefix (``packing``); where that costs less, or where the budget
+    demands it, a group is split over rows, each with its prefix. Rows of like length come together, so the order is not
+    that of ``groups``: place results by ``token_index`` and ``rollout_index``.
+
+    Args:
+        policy: whose prompts, device and costs apply.
+        groups: with rollouts.
+        view: name of the view under which every rollout is shown; None shows each the view it was sampled from.
+        token_budget: most tokens of a micro-batch, prompts, responses and padding included, > 0. A rollout that alone
+            exceeds it gets a micro-batch of its own.
+
+    Raises:
+        ValueError: a budget below 1, or a group that lacks the view.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget is {token_budget}: give at least the tokens of a prompt with one response")
+    layout = layout_of(groups)
+    ends_N = layout.lengths_N.cumsum(0)
+    jobs = _jobs(policy, groups, view, token_budget)
+    for batch in _batches(jobs, token_budget):
+        rollout_index = torch.tensor([index for job in batch for index in job.rollout_index], dtype=torch.int64)
+        lengths_n = layout.lengths_N[rollout_index]
+        own = Layout(
+            rollout_T=torch.repeat_interleave(torch.arange(len(rollout_index)), lengths_n),
+            lengths_N=lengths_n,
+            group_N=layout.group_N[rollout_index],
+        )
+        # A token's place: behind the end of its rollout in T, by as much as it is before its rollout's end in t.
+        shift_n = ends_N[rollout_index] - lengths_n.cumsum(0)
+        packed = pack([job.row for job in batch], pad_token_id=policy.processor.pad_token_id, device=policy.device)
+        yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own)
+
+
+@torch.no_grad()
+def score(
+    policy: Policy,
+    groups: Sequence[Group],
+    *,
+    view: str | None,
+    temperature: float,
+    with_entropy: bool = False,
+    token_budget: int,
+) -> Score:
+    """Log-probabilities of all response tokens, without gradient; arguments as ``micro_batches``.
+
+    Args:
+        temperature: logits are divided by it, > 0.
+        with_entropy: also the entropy over the whole vocabulary.
+    """
+    scores, indices = [], []
+    for micro in micro_batches(policy, groups, view=view, token_budget=token_budget):
+        scores.append(Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy)))
+        indices.append(micro.token_index)
+    return _end_to_end(scores, indices, policy.device, with_entropy)
+
+
+@torch.enable_grad()
+def pixel_gradients(
+    policy: Policy,
+    groups: Sequence[Group],
+    *,
+    view: str,
+    temperature: float,
+    objective: Objective,
+    token_budget: int,
+    with_entropy: bool = False,
+) -> tuple[Score, list[tuple[Tensor, ...]]]:
+    """Gradient of an objective of the scores with respect to the pixels of ``view``, and those scores.
+
+    Parameter gradients are neither computed nor touched.
+
+    Args:
+        view: every rollout is shown this view of its group.
+        temperature: logits are divided by it, > 0.
+        objective: additive over rollouts.
+        token_budget: as in ``micro_batches``.
+        with_entropy: hand the objective the entropy too.
+
+    Returns:
+        The scores of all tokens, detached, and for each group the gradient of each image of the view, (3, H, W) on the
+        policy's device; zero where no token depends on it.
+    """
+    shown = [_differentiable(group, view, policy.device) for group in groups]
+    images = [group.views[view].images for group in shown]
+    gradients = {id(image): torch.zeros_like(image) for of_group in images for image in of_group}
+    scores, indices = [], []
+    for micro in micro_batches(policy, shown, view=view, token_budget=token_budget):
+        live = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
+        pixels = micro.packed.images
+        if pixels and micro.layout.num_tokens:
+            for image, gradient in zip(pixels, torch.autograd.grad(objective(live, micro), pixels), strict=True):
+                gradients[id(image)] += gradient
+        scores.append(Score(live.logprobs_T.detach(), None if live.entropy_T is None else live.entropy_T.detach()))
+        indices.append(micro.token_index)
+    found = [tuple(gradients[id(image)] for image in of_group) for of_group in images]
+    return _end_to_end(scores, indices, policy.device, with_entropy), found
+
+
+def _differentiable(group: Group, view: str, device: torch.device) -> Group:
+    """The group with leaves of the autograd graph as the images of ``view``."""
+    shown = _view_of(group, view)
+    leaves = tuple(image.detach().to(device, copy=True).requires_grad_() for image in shown.images)
+    return replace(group, views={**group.views, view: replace(shown, images=leaves)})
+
+
+def _view_of(group: Group, name: str) -> View:
+    if name not in group.views:
+        raise ValueError(
+            f"problem {group.problem.id!r} has no view {name!r}, only {', '.join(map(repr, group.views))}: make the "
+            f"view before it is scored"
+        )
+    return group.views[name]
+
+
+def _jobs(policy: Policy, groups: Sequence[Group], view: str | None, token_budget: int) -> list[_Job]:
+    """All rows. Longest first, rows of one view side by side so that its vision features are shared."""
+    bundles: list[list[_Job]] = []
+    cost = policy.row_cost
+    first = 0
+    for group in groups:
+        by_view: dict[str, list[int]] = {}
+        for number, rollout in enumerate(group.rollouts):
+            by_view.setdefault(view or rollout.view, []).append(number)
+        for name, members in by_view.items():
+            shown = _view_of(group, name)
+            prompt = policy.encode(group.problem, shown)
+            responses = [group.rollouts[number].token_ids.cpu() for number in members]
+            lengths = [response.numel() for response in responses]
+            split = split_responses(prompt.input_ids.numel(), lengths, cost, token_budget)
+            bundles.append(
+                [
+                    _Job(
+                        Row(prompt, shown.images, tuple(responses[i] for i in part)),
+                        [first + members[i] for i in part],
+                    )
+                    for part in split
+                ]
+            )
+        first += len(group.rollouts)
+    bundles.sort(key=lambda bundle: max(job.row.num_tokens for job in bundle), reverse=True)
+    return [job for bundle in bundles for job in bundle]
+
+
+def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
+    """Consecutive rows whose padded area stays within the budget."""
+    batch: list[_Job] = []
+    longest = 0
+    for job in jobs:
+        extended = max(longest, job.row.num_tokens)
+        if batch and extended * (len(batch) + 1) > token_budget:
+            yield batch
+            batch, extended = [], job.row.num_tokens
+        batch.append(job)
+        longest = extended
+    if batch:
+        yield batch
+
+
+def _end_to_end(scores: Sequence[Score], indices: Sequence[Tensor], device: torch.device, with_entropy: bool) -> Score:
+    """The scores of micro-batches in the order of all T tokens."""
+    none = torch.empty(0, device=device)
+    order_T = torch.cat([torch.empty(0, dtype=torch.int64), *indices]).argsort().to(device)
+    logprobs_T = torch.cat([none, *(part.logprobs_T for part in scores)])[order_T]
+    entropies = [part.entropy_T for part in scores if part.entropy_T is not None]
+    return Score(logprobs_T, torch.cat([none, *entropies])[order_T] if with_entropy else None)

@@ -1,0 +1,196 @@
+"""Players and their optimizer steps.
+
+One optimizer step takes a :class:`Minibatch`: groups with per-token constants. Its constants are computed once, over
+the whole minibatch and without gradient; the loss of a micro-batch is then a pure function of its scores and its share
+of the constants. So selections and denominators never depend on how the minibatch was cut, and neither does the
+gradient.
+
+Letters: ``T`` tokens of a minibatch laid end to end, ``t`` and ``n`` tokens and rollouts of one micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sparring import distributed
+from sparring.models.policy import Policy
+from sparring.scoring import MicroBatch, micro_batches
+from sparring.types import Group, Layout, Metrics, Score
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule. Betas and clipping are EasyR1's; the rate is ours, for the bundled model."""
+
+    learning_rate: float = 2e-4
+    """Peak rate, > 0. EasyR1 takes 1e-6 for models of 3 to 7 billion parameters."""
+    beta1: float = 0.9
+    """Decay of the mean gradient, in [0, 1)."""
+    beta2: float = 0.999
+    """Decay of the mean squared gradient, in [0, 1)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, >= 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this L2 norm, > 0."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up, >= 0; the rate is constant afterwards."""
+    token_budget: int = 8192
+    """Most tokens of one forward and backward pass, prompts and padding included, >= 1; bounds memory only."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value} must be finite and > 0: the policy would not learn")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1): usual are 0.9 and 0.999")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay={self.weight_decay} must be finite and >= 0: 0 turns it off")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be >= 0: 0 turns warm-up off")
+        if self.token_budget < 1:
+            raise ValueError(f"token_budget={self.token_budget} must be >= 1: a row needs at least its prompt")
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or its gradient is not finite; carries the minibatch for a post-mortem."""
+
+    def __init__(self, player: str, what: str, minibatch: Minibatch) -> None:
+        super().__init__(
+            f"{what} of player {player!r} is not finite: nothing was updated; lower the learning rate or look at the "
+            "saved minibatch"
+        )
+        self.minibatch = minibatch
+
+
+class Player:
+    """A policy that is trained, with its optimizer and schedule."""
+
+    def __init__(self, name: str, policy: Policy, config: OptimConfig) -> None:
+        self.name = name
+        self.policy = policy
+        self.config = config
+        self.optimizer = torch.optim.AdamW(
+            [p for p in policy.module.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.num_updates = 0
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, optimizer and position in the schedule."""
+        return {
+            "weights": dict(self.policy.module.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self.policy.module.load_state_dict(state["weights"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
+
+    def step(self) -> float:
+        """Clip the accumulated gradients, take one optimizer step, clear them; returns the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm)
+        factor = min(1.0, (self.num_updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+        return float(norm)
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatch:
+    """The rollouts of one optimizer step, with what the loss needs to know about each token."""
+
+    groups: tuple[Group, ...]
+    constants: Mapping[str, Tensor]
+    """Named per-token values without gradient, each (T,): old log-probs, advantages, weights, ..."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The part of a minibatch that a micro-batch holds: what a loss sees beside the scores."""
+
+    layout: Layout
+    constants: Mapping[str, Tensor]
+    """As in the minibatch, each (t,), on the policy's device."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.constants[name]
+
+
+LossFunction = Callable[[Score, Tokens], tuple[Tensor, Mapping[str, Tensor]]]
+"""From the scores (with gradient) of a micro-batch to a scalar loss and named scalars. All are sums over tokens with
+weights that are global over the optimizer step, so adding them up over micro-batches gives the minibatch's values."""
+
+
+def update(
+    player: Player,
+    minibatch: Minibatch,
+    loss_function: LossFunction,
+    *,
+    view: str | None,
+    temperature: float,
+    with_entropy: bool = False,
+) -> Metrics:
+    """One optimizer step of a player.
+
+    Args:
+        view: the view under which tokens are scored with gradient; None is each rollout's own.
+        temperature: logits are divided by it, > 0.
+        with_entropy: give the loss the entropy too.
+
+    Returns:
+        The named scalars of the loss, ``loss`` and ``grad_norm``.
+
+    Raises NonFiniteLossError, before any weight is changed, if the loss or a gradient is not finite.
+    """
+    totals: dict[str, float] = {}
+    device = player.policy.device
+    player.policy.module.train()
+    for micro in micro_batches(player.policy, minibatch.groups, view=view, token_budget=player.config.token_budget):
+        score = Score(*player.policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
+        loss, named = loss_function(score, tokens_of(minibatch, micro, device))
+        # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
+        (loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": loss, **named}.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach())
+    player.policy.module.eval()
+    if not math.isfinite(totals.get("loss", 0.0)):
+        _refuse(player, "the loss", minibatch)
+    if any(p.grad is not None and not p.grad.isfinite().all() for p in player.policy.module.parameters()):
+        _refuse(player, "a gradient", minibatch)
+    return {**totals, "grad_norm": player.step()}
+
+
+def tokens_of(minibatch: Minibatch, micro: MicroBatch, device: torch.device) -> Tokens:
+    """A micro-batch's share of the minibatch's constants."""
+    constants = {name: values_T[micro.token_index].to(device) for name, values_T in minibatch.constants.items()}
+    layout = Layout(
+        micro.layout.rollout_T.to(device), micro.layout.lengths_N.to(device), micro.layout.group_N.to(device)
+    )
+    return Tokens(layout, constants)
+
+
+def _refuse(player: Player, what: str, minibatch: Minibatch) -> None:
+    player.optimizer.zero_grad(set_to_none=True)
+    raise NonFiniteLossError(player.name, what, minibatch)
+
+
+def split_evenly(groups: Sequence[Group], num_parts: int) -> list[list[int]]:
+    """Indices of ``groups`` in ``num_parts`` consecutive parts whose sizes differ by at most one; no part is empty."""
+    num_parts = max(1, min(num_parts, len(groups)))
+    bounds = [len(groups) * part // num_parts for part in range(num_parts + 1)]
+    return [list(range(low, high)) for low, high in pairwise(bounds)]

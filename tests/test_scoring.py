@@ -1,0 +1,265 @@
+"""Packed scoring and pixel gradients against plain forwards of transformers, one row per response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparring.models.policy import Policy
+from sparring.models.preprocess import pixels_to_patches
+from sparring.scoring import MicroBatch, micro_batches, pixel_gradients, score
+from sparring.types import Group, Score, layout_of
+from tiny_models import response_logprobs, tiny_group
+
+TEMPERATURE = 0.8
+
+
+def mixed_groups() -> list[Group]:
+    """Several pictures of different sizes, none at all, empty and one-token responses, and two views in one group."""
+    return [
+        tiny_group(0, (3, 5, 0, 1)),
+        tiny_group(10, (6, 2), sizes=((8, 8), (16, 40)), question="Which of the two is larger?"),
+        tiny_group(20, (4,), sizes=(), question="Hm?"),
+        tiny_group(30, (2, 7, 4), sizes=((24, 24),), views=("clean", "noisy")),
+    ]
+
+
+def plain_score(policy: Policy, groups: Sequence[Group], view: str | None) -> Score:
+    """The oracle, with gradient: transformers' own forward and positions, one response at a time, the whole softmax."""
+    logprobs, entropies = [torch.empty(0)], [torch.empty(0)]
+    for group in groups:
+        for rollout in group.rollouts:
+            shown = group.views[view or rollout.view]
+            prompt = policy.encode(group.problem, shown)
+            patches = pixels_to_patches(shown.images, policy.processor.patches) if shown.images else (None, None)
+            policy.module.vlm.model.rope_deltas = None
+            log_softmax_tV = response_logprobs(
+                policy.module.vlm, prompt.input_ids, rollout.token_ids, *patches, temperature=TEMPERATURE
+            )
+            logprobs.append(log_softmax_tV.gather(-1, rollout.token_ids[:, None]).squeeze(-1))
+            entropies.append(-(log_softmax_tV.exp() * log_softmax_tV).sum(-1))
+    return Score(torch.cat(logprobs), torch.cat(entropies))
+
+
+def weigh(scores: Score, weights_T: Tensor) -> Tensor:
+    """A scalar in which every token and both values count differently."""
+    return (weights_T * (scores.logprobs_T + 0.5 * scores.entropy_T)).sum()
+
+
+def token_weights(groups: Sequence[Group]) -> Tensor:
+    return torch.linspace(-1, 2, layout_of(groups).num_tokens)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def parameter_gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
+    named = dict(policy.module.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(named, found, strict=True))
+
+
+@pytest.mark.parametrize("view", [None, "clean"])
+@pytest.mark.parametrize("token_budget", [10_000, 120, 1])
+def test_equals_the_plain_forward(tiny_policy: Policy, view: str | None, token_budget: int) -> None:
+    groups = mixed_groups()
+    with torch.no_grad():
+        expected = plain_score(tiny_policy, groups, view)
+    found = score(tiny_policy, groups, view=view, temperature=TEMPERATURE, with_entropy=True, token_budget=token_budget)
+    torch.testing.assert_close(found.logprobs_T, expected.logprobs_T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.entropy_T, expected.entropy_T, atol=1e-5, rtol=0)
+    assert not found.logprobs_T.requires_grad
+
+
+def test_the_view_matters(tiny_policy: Policy) -> None:
+    groups = mixed_groups()
+    as_sampled, clean = (
+        score(tiny_policy, groups, view=view, temperature=TEMPERATURE, token_budget=500).logprobs_T
+        for view in (None, "clean")
+    )
+    # Of the last group, the second response (7 tokens) was sampled on the noisy view.
+    layout = layout_of(groups)
+    is_noisy_T = layout.rollout_T == 8
+    assert int(is_noisy_T.sum()) == 7
+    torch.testing.assert_close(as_sampled[~is_noisy_T], clean[~is_noisy_T], atol=1e-5, rtol=0)
+    assert (as_sampled - clean)[is_noisy_T].abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("token_budget", [10_000, 120])
+def test_parameter_gradients_equal_those_of_the_plain_forward(tiny_policy: Policy, token_budget: int) -> None:
+    groups = mixed_groups()
+    weights_T = token_weights(groups)
+    expected = parameter_gradients(tiny_policy, weigh(plain_score(tiny_policy, groups, None), weights_T))
+    found = {name: torch.zeros_like(x) for name, x in expected.items()}
+    for micro in micro_batches(tiny_policy, groups, view=None, token_budget=token_budget):
+        scores = Score(*tiny_policy.module(micro.packed, temperature=TEMPERATURE, with_entropy=True))
+        loss = weigh(scores, weights_T[micro.token_index])
+        for name, gradient in parameter_gradients(tiny_policy, loss).items():
+            found[name] += gradient
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        # Biases that a softmax cancels have gradients of pure rounding: compared with the largest gradient instead.
+        assert (found[name] - gradient).norm() < 1e-4 * max(float(gradient.norm()), 1e-3 * largest), name
+
+
+def test_a_batch_of_one_equals_a_batch_of_many(tiny_policy: Policy) -> None:
+    groups = mixed_groups()
+    arguments = {"view": None, "temperature": TEMPERATURE, "with_entropy": True, "token_budget": 10_000}
+    together = score(tiny_policy, groups, **arguments)
+    alone = [score(tiny_policy, [group], **arguments) for group in groups]
+    torch.testing.assert_close(torch.cat([x.logprobs_T for x in alone]), together.logprobs_T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat([x.entropy_T for x in alone]), together.entropy_T, atol=1e-5, rtol=0)
+
+
+def test_nothing_to_score_gives_empty_scores(tiny_policy: Policy) -> None:
+    for groups in ([], [tiny_group(0, (0, 0))], [tiny_group(0, ())]):
+        found = score(tiny_policy, groups, view=None, temperature=1.0, with_entropy=True, token_budget=100)
+        assert found.logprobs_T.shape == found.entropy_T.shape == (0,)
+    assert score(tiny_policy, [], view=None, temperature=1.0, token_budget=100).entropy_T is None
+
+
+def test_the_vision_tower_sees_each_view_once(tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    vision = tiny_policy.module._vision
+    monkeypatch.setattr(tiny_policy.module, "_vision", lambda images: seen.append(len(images)) or vision(images))
+    # Only pairs of tokens cost, so that long responses get a row each.
+    monkeypatch.setattr(Policy, "row_cost", replace(tiny_policy.row_cost, per_token=0))
+    groups = [tiny_group(0, (50,) * 3), tiny_group(1, (50, 50), sizes=((8, 8), (16, 8)), views=("clean", "noisy"))]
+    (micro,) = micro_batches(tiny_policy, groups, view=None, token_budget=10_000)
+    assert micro.packed.input_ids.shape[0] == 5
+    tiny_policy.module(micro.packed, temperature=1.0)
+    assert seen == [1 + 2 + 2]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 12), max_size=5), max_size=4),
+    token_budget=st.integers(1, 300),
+)
+def test_every_token_and_rollout_is_in_one_micro_batch_within_the_budget(
+    tiny_policy: Policy, lengths: list[list[int]], token_budget: int
+) -> None:
+    groups = [tiny_group(seed, tuple(of_group)) for seed, of_group in enumerate(lengths)]
+    layout = layout_of(groups)
+    targets_T = torch.cat([torch.empty(0, dtype=torch.int64), *(r.token_ids for g in groups for r in g.rollouts)])
+    tokens, rollouts = [], []
+    for micro in micro_batches(tiny_policy, groups, view=None, token_budget=token_budget):
+        assert micro.packed.input_ids.numel() <= token_budget or micro.rollout_index.numel() == 1
+        assert torch.equal(micro.packed.target_T, targets_T[micro.token_index])
+        assert torch.equal(layout.rollout_T[micro.token_index], micro.rollout_index[micro.layout.rollout_T])
+        assert torch.equal(micro.layout.lengths_N, layout.lengths_N[micro.rollout_index])
+        assert torch.equal(micro.layout.group_N, layout.group_N[micro.rollout_index])
+        tokens += micro.token_index.tolist()
+        rollouts += micro.rollout_index.tolist()
+    assert sorted(tokens) == list(range(layout.num_tokens))
+    assert sorted(rollouts) == list(range(layout.num_rollouts))
+
+
+def weighted_objective(groups: Sequence[Group]) -> Callable[[Score, MicroBatch], Tensor]:
+    weights_T = token_weights(groups)
+    return lambda scores, micro: weigh(scores, weights_T[micro.token_index])
+
+
+@pytest.mark.parametrize("token_budget", [10_000, 60])
+def test_pixel_gradients_equal_autograd_through_the_plain_forward(tiny_policy: Policy, token_budget: int) -> None:
+    groups = mixed_groups()
+    found_scores, found = pixel_gradients(
+        tiny_policy,
+        groups,
+        view="clean",
+        temperature=TEMPERATURE,
+        objective=weighted_objective(groups),
+        token_budget=token_budget,
+        with_entropy=True,
+    )
+    leaves = [tuple(image.clone().requires_grad_() for image in group.views["clean"].images) for group in groups]
+    shown = [
+        replace(group, views={**group.views, "clean": replace(group.views["clean"], images=images)})
+        for group, images in zip(groups, leaves, strict=True)
+    ]
+    scores = plain_score(tiny_policy, shown, "clean")
+    expected = torch.autograd.grad(weigh(scores, token_weights(groups)), [x for images in leaves for x in images])
+    assert [len(images) for images in found] == [len(images) for images in leaves] == [1, 2, 0, 1]
+    for gradient, reference in zip((x for images in found for x in images), expected, strict=True):
+        assert relative_error(gradient, reference) < 1e-4
+    torch.testing.assert_close(found_scores.logprobs_T, scores.logprobs_T.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found_scores.entropy_T, scores.entropy_T.detach(), atol=1e-5, rtol=0)
+    assert not found_scores.logprobs_T.requires_grad
+    assert all(parameter.grad is None for parameter in tiny_policy.module.parameters())
+    assert all(not image.requires_grad for group in groups for image in group.views["clean"].images)
+
+
+def test_pixel_gradients_equal_finite_differences(tiny_policy: Policy) -> None:
+    # transformers normalises in float32 whatever the weights, so float64 weights still leave noise of about 1e-6 in the
+    # objective; a step of 1e-2 along a random direction keeps that below 1e-3 of the change, and central differences
+    # keep the curvature out.
+    tiny_policy.module.double()
+    group = tiny_group(0, (4, 3))
+    group = replace(
+        group, views={"clean": replace(group.views["clean"], images=(group.views["clean"].images[0].double(),))}
+    )
+    image = group.views["clean"].images[0]
+    objective = weighted_objective([group])
+    arguments = {"temperature": TEMPERATURE, "token_budget": 500, "with_entropy": True}
+    _, ((gradient,),) = pixel_gradients(tiny_policy, [group], view="clean", objective=objective, **arguments)
+
+    def value(pixels: Tensor) -> float:
+        moved = replace(group, views={"clean": replace(group.views["clean"], images=(pixels,))})
+        return float(weigh(score(tiny_policy, [moved], view="clean", **arguments), token_weights([group])))
+
+    for seed in range(3):
+        direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        direction /= direction.norm()
+        step = 1e-2
+        difference = (value(image + step * direction) - value(image - step * direction)) / (2 * step)
+        assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-2, abs=1e-3)
+
+
+def test_pixel_gradients_leave_existing_parameter_gradients_alone(tiny_policy: Policy) -> None:
+    for parameter in tiny_policy.module.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    groups = [tiny_group(0)]
+    pixel_gradients(
+        tiny_policy,
+        groups,
+        view="clean",
+        temperature=1.0,
+        objective=lambda scores, micro: scores.logprobs_T.sum(),
+        token_budget=500,
+    )
+    assert all(bool((parameter.grad == 7.0).all()) for parameter in tiny_policy.module.parameters())
+
+
+def test_a_picture_that_no_token_depends_on_has_gradient_zero(tiny_policy: Policy) -> None:
+    groups = [tiny_group(0, (0, 0)), tiny_group(1, ()), tiny_group(2, (3,))]
+    with torch.no_grad():  # as an attack loop may call it
+        _, gradients = pixel_gradients(
+            tiny_policy,
+            groups,
+            view="clean",
+            temperature=1.0,
+            objective=lambda scores, micro: scores.logprobs_T.sum(),
+            token_budget=30,
+        )
+    assert [bool(images[0].any()) for images in gradients] == [False, False, True]
+    assert all(images[0].shape == (3, 16, 24) for images in gradients)
+
+
+def test_errors_name_what_is_wrong(tiny_policy: Policy) -> None:
+    group = tiny_group(0)
+    with pytest.raises(ValueError, match="problem 'tiny-0' has no view 'noisy', only 'clean'"):
+        score(tiny_policy, [group], view="noisy", temperature=1.0, token_budget=100)
+    with pytest.raises(ValueError, match="token_budget is 0"):
+        score(tiny_policy, [group], view=None, temperature=1.0, token_budget=0)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        score(tiny_policy, [group], view=None, temperature=0, token_budget=100)
+    large = replace(group, views={"clean": replace(group.views["clean"], images=(torch.zeros(3, 128, 128),))})
+    with pytest.raises(ValueError, match=r"128 x 128.*to 4096 pixels: use Processor\.fit"):
+        score(tiny_policy, [large], view=None, temperature=1.0, token_budget=100)
