@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -95,21 +96,25 @@ def policy_minibatch(
         reference_logprobs_T: under the initial policy; needed if ``config.kl_coefficient`` is not 0.
         max_new_tokens: the constant of ``aggregation="constant"``.
         is_watched_T: named selections of tokens, bool (T,); the share of each whose ratio lies outside the clip range
-        is
-            reported as ``outside/<name>``.
+            is reported as ``outside/<name>``.
+
+    Raises ValueError if the KL term lacks its reference.
     """
+    if config.kl_coefficient and reference_logprobs_T is None:
+        raise ValueError(f"kl_coefficient={config.kl_coefficient} needs a reference policy: give one, or set it to 0")
     layout = layout_of(groups)
+    weights_T = partial(
+        token_weights_T,
+        layout.rollout_T,
+        layout.lengths_N,
+        num_tokens=distributed.all_reduce_sum(layout.num_tokens),
+        num_rollouts=distributed.all_reduce_sum(layout.num_rollouts),
+    )
     constants = {
         "advantage": advantage_N[layout.rollout_T],
         "old": old_logprobs_T.detach().cpu(),
-        "weight": token_weights_T(
-            layout.rollout_T,
-            layout.lengths_N,
-            config.aggregation,
-            num_tokens=round(distributed.all_reduce_sum(float(layout.num_tokens))),
-            num_rollouts=round(distributed.all_reduce_sum(float(layout.num_rollouts))),
-            constant=max_new_tokens,
-        ),
+        "weight": weights_T(aggregation=config.aggregation, constant=max_new_tokens),
+        "share": weights_T(aggregation="token_mean"),
     }
     if reference_logprobs_T is not None:
         constants["reference"] = reference_logprobs_T.detach().cpu()
@@ -120,10 +125,14 @@ def policy_minibatch(
 
 
 def policy_loss(config: PolicyLossConfig) -> LossFunction:
-    """The loss of a micro-batch: clipped surrogate plus the KL term, each weighted per token and summed."""
+    """The loss of a micro-batch: clipped surrogate plus the KL term, each weighted per token and summed.
+
+    Beside it, as means over tokens whatever the aggregation: ``clip_fraction``, ``ratio``, ``reference_kl``.
+    """
 
     def loss(score: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         new_T, old_T, advantage_T, weight_T = score.logprobs_T, tokens["old"], tokens["advantage"], tokens["weight"]
+        share_T = tokens["share"]
         if config.ratio == "sequence":
             ratio_T = sequence_ratio_T(new_T, old_T, tokens.layout.rollout_T, tokens.layout.num_rollouts)
         else:
@@ -131,17 +140,17 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
         clip = (config.clip_low, config.clip_high, config.dual_clip)
         total = (weight_T * clipped_surrogate_T(ratio_T, advantage_T, *clip)).sum()
         named = {
-            "clip_fraction": (weight_T * is_clipped_T(ratio_T.detach(), advantage_T, *clip)).sum(),
-            "ratio": (weight_T * ratio_T.detach()).sum(),
+            "clip_fraction": (share_T * is_clipped_T(ratio_T.detach(), advantage_T, *clip)).sum(),
+            "ratio": (share_T * ratio_T.detach()).sum(),
         }
         is_outside_T = (ratio_T.detach() < 1 - config.clip_low) | (ratio_T.detach() > 1 + config.clip_high)
-        for name, share_T in tokens.constants.items():
+        for name, watched_T in tokens.constants.items():
             if name.startswith(_WATCH):
-                named["outside/" + name.removeprefix(_WATCH)] = (share_T * is_outside_T).sum()
+                named["outside/" + name.removeprefix(_WATCH)] = (watched_T * is_outside_T).sum()
         if config.kl_coefficient:
-            kl = (weight_T * KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])).sum()
-            total = total + config.kl_coefficient * kl
-            named["reference_kl"] = kl.detach()
+            kl_T = KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])
+            total = total + config.kl_coefficient * (weight_T * kl_T).sum()
+            named["reference_kl"] = (share_T * kl_T.detach()).sum()
         return total, named
 
     return loss

@@ -34,10 +34,8 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long to train, and when to look and to save."""
+    """When to look and to save."""
 
-    steps: int = 60
-    """Batches of rollouts, >= 0."""
     validate_every: int = 20
     """Steps between validations, >= 1; the first is before training."""
     save_every: int = 20
@@ -46,8 +44,6 @@ class TrainerConfig:
     """Checkpoints kept, >= 1, beside the best one."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps} must be >= 0")
         for name in ("validate_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
@@ -72,6 +68,8 @@ class Trainer:
         folder: Path,
         validate: Validate,
         on_step: OnStep | None = None,
+        *,
+        num_steps: int,
     ) -> None:
         self.method = method
         self.stream = stream
@@ -79,6 +77,7 @@ class Trainer:
         self.folder = folder
         self.validate = validate
         self.on_step = on_step or (lambda step, metrics: None)
+        self.num_steps = num_steps
         self.num_done = 0
         self.best_accuracy = -1.0
         self.best_step = 0
@@ -107,9 +106,9 @@ class Trainer:
         if self.num_done == 0:
             self._validate()
         with Interrupt() as interrupt:
-            while self.num_done < self.config.steps:
+            while self.num_done < self.num_steps:
                 self._step()
-                is_last = self.num_done == self.config.steps
+                is_last = self.num_done == self.num_steps
                 is_best = False
                 if self.num_done % self.config.validate_every == 0 or is_last:
                     is_best = self._validate()
@@ -129,7 +128,7 @@ class Trainer:
         self.num_done += 1
         record = {"step": self.num_done, **metrics, "seconds": time.perf_counter() - started}
         append_jsonl(self.folder / METRICS, record)
-        self.on_step(self.num_done, metrics)
+        self.on_step(self.num_done, record)
 
     def _validate(self) -> bool:
         """Log validation metrics; whether they are the best so far."""

@@ -164,7 +164,7 @@ def update(
         score = Score(*player.policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
         loss, named = loss_function(score, tokens_of(minibatch, micro, device))
         # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
-        (loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        (loss * distributed.world_size()).backward()
         for name, value in {"loss": loss, **named}.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach())
     player.policy.module.eval()

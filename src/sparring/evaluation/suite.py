@@ -69,8 +69,8 @@ def evaluate(
 ) -> list[Outcome]:
     """Greedy responses to each problem under each threat, graded.
 
-    ``attacked`` spends its effort on problems that are right on the clean picture; a problem that was wrong before stays
-    wrong, as in robust accuracy of classifiers.
+    ``attacked`` spends its effort on problems that are right on the clean picture; a problem that was wrong before
+    stays wrong, as in robust accuracy of classifiers.
 
     Args:
         sampling: its temperature and length apply; the choice is greedy whatever it says.

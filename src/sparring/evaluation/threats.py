@@ -1,7 +1,7 @@
 """What a picture is put through before the model sees it again.
 
-A threat maps problems with their clean views to other views. Random threats derive their seed from the problem's id, so a
-result does not depend on batch size or order.
+A threat maps problems with their clean views to other views. Random threats derive their seed from the problem's id, so
+a result does not depend on batch size or order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def threatened_views(
     """For each group the view that ``threat`` shows; ``groups`` hold the clean view and one clean response each.
 
     ``attacked`` is white-box: projected gradient ascent on the negative log-likelihood of the model's *whole* clean
-    response. (On answer tokens alone a model that reasons first looks robust, because its answer hangs on its own words.)
+    response. (On answer tokens alone a model that reasons first looks robust, because its answer hangs on its own
+    words.)
     """
     if threat == "attacked":
         return _attacked_views(policy, groups, config, temperature, token_budget)

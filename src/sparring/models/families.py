@@ -14,6 +14,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from sparring.models import vision_attention
+
 FAMILIES: dict[str, type[PreTrainedModel]] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
@@ -59,6 +61,8 @@ def load_vlm(folder: Path) -> PreTrainedModel:
             f"{folder} lacks {len(missing)} weights of a {model_class.__name__}, the first is {missing[0]!r}: "
             f"complete the checkpoint, or correct model_type in config.json"
         )
+    # Views of a batch mostly have one size: attend over all of them in one call instead of one call each.
+    vlm.model.visual.config._attn_implementation = vision_attention.NAME
     if "sliding_attention" in getattr(vlm.config.get_text_config(), "layer_types", ()):
         # A window counts tokens; in a packed row other responses stand between a token and its prefix.
         raise ValueError(

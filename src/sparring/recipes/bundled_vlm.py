@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,8 +88,6 @@ class BundledVLMConfig:
     """Steps between saved states."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
-    init_from: Path | None = None
-    """A state file of another run to start the second phase from."""
 
 
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
@@ -134,7 +133,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
     """The architecture, with random weights from torch's global generator."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
@@ -168,8 +167,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
     model.model.visual.config._attn_implementation = vision_attention.NAME
@@ -319,12 +316,12 @@ def train_bundled_vlm(config: BundledVLMConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer).to(config.device)
+    model = build_model(tokenizer)
+    model.to(torch.device(config.device))  # type: ignore[arg-type]
     state_path = config.out / "state.pt"
-    state = torch.load(state_path, weights_only=True) if state_path.exists() else {"phase": 0, "step": 0}
-    if config.init_from is not None and not state_path.exists():
-        model.load_state_dict(torch.load(config.init_from, weights_only=True)["model"])
-        state = {"phase": 1, "step": 0}
+    state: dict[str, Any] = {"phase": 0, "step": 0}
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True, map_location=config.device)
     for phase in range(state["phase"], 2):
         optimizers = _optimizers(model, config)
         first = state["step"] if phase == state["phase"] else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,18 +12,18 @@ import torch
 
 from sparring import distributed
 from sparring.checkpoint import checkpoint_path
-from sparring.configs import ConfigError, write_config
+from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy, summary
 from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
 from sparring.models.policy import Policy, Precision
 from sparring.policy_loss import PolicyLossConfig
-from sparring.provenance import environment, git_state
+from sparring.provenance import environment, git_state, read_jsonl
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
-from sparring.trainer import Trainer, TrainerConfig
+from sparring.trainer import CHECKPOINTS, OnStep, Trainer, TrainerConfig
 from sparring.types import Metrics
 from sparring.update import OptimConfig, Player
 
@@ -46,6 +46,12 @@ class ModelConfig:
 class RunConfig:
     """A training run. Everything that its numbers depend on is here."""
 
+    steps: int = 60
+    """Batches of rollouts, >= 0."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    out: Path | None = None
+    """Run folder; none makes a new one under runs/."""
     method: MethodConfig = field(default_factory=SaEIConfig)
     """The method and its settings."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -64,14 +70,12 @@ class RunConfig:
     """The test before and after training."""
     num_validation: int = 150
     """Validation problems, >= 1; they choose the best checkpoint, the test problems never do."""
-    seed: int = 0
-    """Seed of everything random in the run."""
     threads: int = 2
     """CPU threads of torch, >= 1."""
-    out: Path | None = None
-    """Run folder; none makes a new one under runs/."""
 
     def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must be >= 0: 0 only tests the initial model")
         for name in ("num_validation", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
@@ -93,7 +97,12 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
     gspo = replace(
         grpo,
         loss=PolicyLossConfig(
-            ratio="sequence", clip_low=3e-4, clip_high=4e-4, dual_clip=None, aggregation="sequence_mean", kl_coefficient=0.0
+            ratio="sequence",
+            clip_low=3e-4,
+            clip_high=4e-4,
+            dual_clip=None,
+            aggregation="sequence_mean",
+            kl_coefficient=0.0,
         ),
     )
     return {
@@ -133,7 +142,7 @@ class Run:
     def __exit__(self, *exc_info: object) -> None:
         self.grader.close()
 
-    def test(self, label: str, on_progress: object = None) -> list[Outcome]:
+    def test(self, label: str, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
         """Outcomes on the test split, written to ``test-<label>.jsonl``."""
         problems = SceneProblems("test", self.config.evaluation.num_problems, self.config.data)
         outcomes = evaluate(
@@ -143,24 +152,25 @@ class Run:
             self.config.sampling,
             self.grader,
             seed=self.config.seed,
-            on_progress=on_progress,  # type: ignore[arg-type]
+            on_progress=on_progress,
         )
         write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
         return outcomes
 
+    @property
+    def model_folder(self) -> Path | str:
+        """Where the weights lie that ``load_best`` takes."""
+        best = checkpoint_path(self.folder / CHECKPOINTS, "best")
+        return self.config.model.path if self.trainer.best_step == 0 or best is None else best / "policy"
+
     def load_best(self) -> int:
         """Put the weights of the best validated step into the policy; returns that step, 0 for the initial weights."""
-        best = checkpoint_path(self.folder / "checkpoints", "best")
-        if self.trainer.best_step == 0 or best is None:
-            initial = load_policy(self.config.model)
-            self.policy.module.load_state_dict(initial.module.state_dict())
-            return 0
-        found = Policy.load(best / "policy", device=self.policy.device)
-        self.policy.module.load_state_dict(found.module.state_dict())
+        best = Policy.load(self.model_folder, device=self.policy.device)
+        self.policy.module.load_state_dict(best.module.state_dict())
         return self.trainer.best_step
 
 
-def prepare(config: RunConfig, folder: Path, *, on_step: object = None) -> Run:
+def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -> Run:
     """Load the model, build the method, and write configuration and provenance into the run folder."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -196,7 +206,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: object = None) -> Run:
             "validation/entropy": probe_entropy(policy, probe, config.sampling, seed=0, num_samples=2),
         }
 
-    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step)  # type: ignore[arg-type]
+    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / CONFIG)
     record = {"environment": environment(), "git": git_state(Path(__file__).parent), "seed": config.seed}
@@ -206,16 +216,20 @@ def prepare(config: RunConfig, folder: Path, *, on_step: object = None) -> Run:
 
 def check_resumable(config: RunConfig, folder: Path) -> None:
     """ConfigError if ``folder`` holds a run of another configuration."""
-    from sparring.configs import read_config, to_dict
-
     saved = read_config(RunConfig, folder / CONFIG)
     mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
     # More steps, or other testing, may follow: neither changes the steps that were done.
-    for free in ("trainer", "evaluation", "threads"):
-        mine.pop(free), theirs.pop(free)
+    for free in ("steps", "trainer", "evaluation", "threads"):
+        del mine[free], theirs[free]
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
+
+
+def read_summary(folder: Path, label: str) -> dict[str, Metrics] | None:
+    """The summary of a test that was already made in this run folder."""
+    path = folder / f"test-{label}.jsonl"
+    return summary([Outcome(**record) for record in read_jsonl(path)]) if path.exists() else None
 
 
 def write_outcomes(path: Path, outcomes: list[Outcome]) -> None:

@@ -1,0 +1,231 @@
+"""The ``sparring`` command: it reads the command line, starts a recipe, and shows what comes out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from sparring import __version__
+from sparring.cli_parsing import fail, parse, parse_preset, require_path
+
+if TYPE_CHECKING:
+    from sparring.evaluation.suite import Outcome
+    from sparring.recipes.run import Run, RunConfig
+
+USAGE = """usage: sparring COMMAND [OPTIONS]
+
+Fine-tune a vision-language model by reinforcement learning against an opponent, and prove the gain.
+
+commands:
+  train [PRESET]    train, then test before against after (default preset: saei)
+  eval [MODEL]      test a model on clean, noisy, attacked and blank pictures
+  attack [MODEL]    compare strengths of SaEI's entropy attack
+  data scenes       show or count generated problems
+  study NAME        run a study of the documentation, or make the bundled model
+
+`sparring COMMAND --help` explains every option.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"sparring {__version__}")
+        return 0
+    commands = {"train": _train, "eval": _eval, "attack": _attack, "data": _data, "study": _study}
+    name, rest = arguments[0], arguments[1:]
+    if name not in commands:
+        fail("sparring", f"unknown command {name!r}; use one of {', '.join(commands)}")
+    # Progress bars of libraries would fight with ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return commands[name](rest)
+    except KeyboardInterrupt:
+        print(f"sparring {name}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        # What a user can mend: a wrong value, a missing or broken file. Everything else keeps its traceback.
+        fail(f"sparring {name}", str(error))
+
+
+def _train(arguments: list[str]) -> int:
+    from sparring.provenance import new_run_folder
+    from sparring.recipes import run as recipe
+
+    prog = "sparring train"
+    arguments, resumed = _take_option(arguments, "--resume", prog)
+    if resumed is not None:
+        require_path(resumed / recipe.CONFIG, prog=prog, option="--resume")
+        arguments = ["--config", str(resumed / recipe.CONFIG), *arguments]
+    name, config = parse_preset(
+        arguments,
+        recipe.PRESETS,
+        "saei",
+        prog=prog,
+        description="Train a policy, then test it before against after. --resume FOLDER goes on with a stopped run.",
+    )
+    _check_model(config.model.path, prog)
+    if resumed is not None:
+        folder = resumed
+        recipe.check_resumable(config, folder)
+    elif config.out is None:
+        folder = new_run_folder("runs", name)
+    elif (config.out / recipe.CONFIG).exists():
+        fail(prog, f"--out: {config.out} holds a run; go on with --resume {config.out}, or choose another folder")
+    else:
+        folder = config.out
+    return _run_training(replace(config, out=folder), folder, is_resumed=resumed is not None)
+
+
+def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
+    """Test, train, test the best validated step, and say where everything lies."""
+    from sparring.evaluation.suite import summary
+    from sparring.recipes import run as recipe
+    from sparring.report.progress import TrainingProgress
+    from sparring.report.tables import before_after_table
+
+    console = Console()
+    progress = TrainingProgress(console, config.steps)
+    with recipe.prepare(config, folder, on_step=progress.update) as run:
+        console.print(f"[bold]{config.method.name}[/] on {config.model.path}, {config.steps} steps, in {folder}")
+        before = recipe.read_summary(folder, "before") or summary(_tested(run, "before", console))
+        if is_resumed and run.trainer.resume():
+            console.print(f"going on after step {run.trainer.num_done}")
+        progress.start_at(run.trainer.num_done)
+        with progress:
+            is_finished = run.trainer.run()
+        if not is_finished:
+            console.print(f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
+            return 130
+        best_step = run.load_best()
+        after = summary(_tested(run, "after", console))
+        console.print(before_after_table(before, after))
+        console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
+        console.print(f"run: {folder}   model: {run.model_folder}")
+    return 0
+
+
+def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
+    from sparring.report.progress import TestingProgress
+
+    evaluation = run.config.evaluation
+    with TestingProgress(console, f"testing {label}", evaluation.num_problems * len(evaluation.threats)) as progress:
+        return run.test(label, progress.advance)
+
+
+def _eval(arguments: list[str]) -> int:
+    from sparring.evaluation.suite import summary
+    from sparring.recipes.testing import TestingConfig, run_test
+    from sparring.report.progress import TestingProgress
+    from sparring.report.tables import summary_table
+
+    prog = "sparring eval"
+    arguments, model = _take_model(arguments)
+    config = parse(TestingConfig(), arguments, prog=f"{prog} [MODEL]", description="Test a model on held-out scenes.")
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    _check_model(config.model.path, prog)
+    console = Console()
+    total = config.evaluation.num_problems * len(config.evaluation.threats)
+    with TestingProgress(console, "testing", total) as progress:
+        outcomes = run_test(config, progress.advance)
+    title = f"{config.model.path} on {config.evaluation.num_problems} problems of {config.split}, greedy"
+    console.print(summary_table(summary(outcomes), title))
+    if config.out is not None:
+        console.print(f"outcomes: {config.out}")
+    return 0
+
+
+def _attack(arguments: list[str]) -> int:
+    from sparring.recipes.attack_sweep import AttackSweepConfig, attack_sweep
+    from sparring.report.tables import sweep_table
+
+    prog = "sparring attack"
+    arguments, model = _take_model(arguments)
+    config = parse(
+        AttackSweepConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="Compare step sizes and token groups of SaEI's entropy attack with a random-sign control.",
+    )
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    _check_model(config.model.path, prog)
+    console = Console()
+    with console.status("attacking") as status:
+        rows = attack_sweep(config, lambda row: status.update(f"{row.attack} {255 * row.step_size:g}/255 done"))
+    console.print(sweep_table([(row.attack, row.step_size, row.metrics) for row in rows]))
+    if config.out is not None:
+        console.print(f"table with the whole histogram: {config.out}")
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
+
+    prog = "sparring data"
+    if not arguments or arguments[0] != "scenes":
+        if arguments and arguments[0] in ("-h", "--help"):
+            print("usage: sparring data scenes [OPTIONS]   (see sparring data scenes --help)")
+            return 0
+        fail(prog, "name the data: sparring data scenes")
+    config = parse(
+        ScenesConfig(), arguments[1:], prog=f"{prog} scenes", description="Count generated problems, or show some."
+    )
+    console = Console()
+    if config.show:
+        console.print(f"contact sheet: {draw_sheet(config)}")
+    else:
+        console.print(describe_scenes(config))
+    return 0
+
+
+def _study(arguments: list[str]) -> int:
+    from sparring.recipes import STUDIES
+
+    prog = "sparring study"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: sparring study NAME [OPTIONS]\n\nstudies:")
+        for name, (description, _, _) in STUDIES.items():
+            print(f"  {name:<14} {description}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in STUDIES:
+        fail(prog, f"unknown study {name!r}; use one of {', '.join(STUDIES)}")
+    description, config, run = STUDIES[name]
+    run(parse(config, rest, prog=f"{prog} {name}", description=description))
+    return 0
+
+
+def _take_option(arguments: list[str], option: str, prog: str) -> tuple[list[str], Path | None]:
+    """The arguments without ``option FOLDER``, and the folder."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(option + "="):
+            return arguments[:position] + arguments[position + 1 :], Path(argument.removeprefix(option + "="))
+        if argument == option:
+            if position + 1 == len(arguments):
+                fail(prog, f"{option}: name the folder of a run, e.g. {option} runs/x")
+            return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1])
+    return arguments, None
+
+
+def _take_model(arguments: list[str]) -> tuple[list[str], str | None]:
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[1:], arguments[0]
+    return arguments, None
+
+
+def _check_model(path: str, prog: str) -> None:
+    if path != "bundled":
+        require_path(path, prog=prog, option="model")

@@ -1,0 +1,87 @@
+"""Progress of training and testing in a terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+LINES = 12
+"""Lines that a training run prints where no bar can be drawn."""
+
+
+class TrainingProgress:
+    """A bar with reward, accuracy, entropy, seconds per step and the time left."""
+
+    def __init__(self, console: Console, num_steps: int) -> None:
+        self.console = console
+        self.num_steps = num_steps
+        self.progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=num_steps, values="")
+
+    def __enter__(self) -> TrainingProgress:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def start_at(self, num_done: int) -> None:
+        """Steps that an earlier start has done."""
+        self.progress.update(self.task, completed=num_done)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the last step's values."""
+        values = (
+            f"reward {metrics.get('reward', 0):.2f}  accuracy {metrics.get('accuracy', 0):.2f}  "
+            f"entropy {metrics.get('entropy', 0):.3f}  {metrics.get('seconds', 0):.1f} s/step"
+        )
+        self.progress.update(self.task, completed=step, values=values)
+        is_due = step % max(1, self.num_steps // LINES) == 0 or step == self.num_steps
+        if not self.console.is_terminal and is_due:
+            self.console.print(f"step {step}/{self.num_steps}  {values}")
+
+
+class TestingProgress:
+    """A bar over responses."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn(f"[bold]{label}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(label, total=total)
+
+    def __enter__(self) -> TestingProgress:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self, num: int) -> None:
+        """``num`` more responses are done."""
+        self.progress.advance(self.task, num)
