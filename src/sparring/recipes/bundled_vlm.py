@@ -1,10 +1,13 @@
 """How the bundled VLM is made: a tiny Qwen3-VL trained from scratch on generated scenes.
 
-Two phases, each with a reason (figures in ``docs/bundled_vlm.md``):
+Three phases, each with a reason (figures in ``docs/bundled_vlm.md``):
 
-1. *Perception*: describe the whole picture in one fixed order, look up places and names. A tiny model that is shown
-   reasoning first stays blind: guessing costs it less than learning to see.
-2. *Reasoning*: the question families in four styles of varied wording, with some perception kept in.
+1. *See*: the vision tower alone. Each image token tells whether an object's centre lies in its cell, and the object's
+   colour, shape and place. Dense labels without the cost of a language model: shapes are learned many times faster than
+   through words. The loss stays on, at a small weight, in the phases that follow.
+2. *Describe*: the whole model describes pictures in one fixed order and looks up places and names. A tiny model that is
+   shown reasoning first stays blind: guessing costs it less than learning to see.
+3. *Reason*: the question families in four styles of varied wording, with some description kept in.
 
 Several questions about one picture share one row: the picture, most of the cost, is encoded once for all of them.
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 
 from sparring.data.scenes.questions import FAMILIES, ask
 from sparring.data.scenes.reasoning import perceive, respond
-from sparring.data.scenes.world import SIZE, draw_scene, render
+from sparring.data.scenes.world import COLOURS, GRID, SHAPES, SIZE, Scene, draw_scene, render
 from sparring.models import vision_attention
 from sparring.models.preprocess import PatchSettings, pixels_to_patches
+from sparring.provenance import append_jsonl
 
 PATCH, MERGE = 8, 2
 SETTINGS = PatchSettings(PATCH, MERGE, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,6 +50,11 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 THINKING_TOKENS = ("<think>", "</think>")
 VOCABULARY = 1024
+SEE, DESCRIBE, REASON = range(3)
+NONE = -100
+"""Label of a property that a cell does not have; ignored by the loss."""
+CELL_CLASSES = (2, len(COLOURS), len(SHAPES), GRID, GRID)
+"""Number of values of each property of a cell."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -66,18 +75,16 @@ class BundledVLMConfig:
     """Folder for the finished model and the state to go on from."""
     seed: int = 0
     """Seed of weights and data."""
-    perception_steps: int = 1200
-    """Optimizer steps of the first phase."""
-    reasoning_steps: int = 1500
-    """Optimizer steps of the second phase."""
-    perception_pictures: int = 24
-    """Pictures per step of the first phase."""
-    reasoning_pictures: int = 16
-    """Pictures per step of the second phase."""
+    steps: tuple[int, int, int] = (1500, 500, 1200)
+    """Optimizer steps of each phase."""
+    pictures: tuple[int, int, int] = (48, 24, 16)
+    """Pictures per step of each phase."""
     questions: int = 6
-    """Questions per picture; all of one picture share one row."""
-    perception_share: float = 0.15
-    """Share of pure perception among the questions of the second phase, in [0, 1]."""
+    """Questions per picture in the phases with language; all of one picture share one row."""
+    description_share: float = 0.15
+    """Share of descriptions among the questions of the third phase, in [0, 1]."""
+    seeing_weight: float = 0.3
+    """Weight of the first phase's loss in the others, >= 0."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW, for embeddings, norms and biases."""
     muon_learning_rate: float = 2e-2
@@ -179,6 +186,8 @@ class SupervisedBatch:
 
     pictures: Tensor
     """uint8 (B, 3, H, W)."""
+    cells: Tensor
+    """int64 (B, image tokens, 5): whether an object's centre is there, its colour, shape, column and row, or NONE."""
     input_ids: Tensor
     """int64 (B, L)."""
     positions: Tensor
@@ -196,83 +205,119 @@ class Lessons(IterableDataset[SupervisedBatch]):
         self, config: BundledVLMConfig, tokenizer: PreTrainedTokenizerFast, phase: int, first_step: int
     ) -> None:
         self.config, self.tokenizer, self.phase, self.first_step = config, tokenizer, phase, first_step
-        self.num_steps = (config.perception_steps, config.reasoning_steps)[phase]
-        self.num_pictures = (config.perception_pictures, config.reasoning_pictures)[phase]
+        self.num_steps = config.steps[phase]
 
     def __iter__(self) -> Iterator[SupervisedBatch]:
         for step in range(self.first_step, self.num_steps):
             rng = np.random.default_rng((self.config.seed, self.phase, step))
-            # Perception starts with easy pictures: the first thing to find out is that the picture matters.
-            hardest = min(1.0, 0.3 + step / 600) if self.phase == 0 else 1.0
-            yield self._batch(rng, hardest)
-
-    def _batch(self, rng: np.random.Generator, hardest: float) -> SupervisedBatch:
-        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-        prefix = encode("<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>")
-        start = prefix_end(prefix, self.tokenizer)
-        pictures, rows = [], []
-        for _ in range(self.num_pictures):
-            scene = draw_scene(rng, difficulty=float(rng.uniform(0, hardest)))
-            pictures.append(render(scene))
-            ids, positions, segments, targets = (
-                list(prefix),
-                [0] * len(prefix),
-                [0] * len(prefix),
-                [False] * len(prefix),
+            # Seeing starts with easy pictures: the first thing to find out is that the picture matters.
+            hardest = min(1.0, 0.3 + step / 600) if self.phase == SEE else 1.0
+            num_pictures = self.config.pictures[self.phase]
+            yield self._batch(
+                [draw_scene(rng, difficulty=float(rng.uniform(0, hardest))) for _ in range(num_pictures)], rng
             )
-            for number in range(1, self.config.questions + 1):
-                text, answer = self._lesson(scene, rng)
-                asked = encode(f"{text}<|im_end|>\n<|im_start|>assistant\n")
-                answered = encode(f"{answer}<|im_end|>")
-                ids += asked + answered
-                positions += range(start, start + len(asked) + len(answered))
-                segments += [number] * (len(asked) + len(answered))
-                targets += [False] * len(asked) + [True] * len(answered)
-            rows.append((ids, positions, segments, targets))
+
+    def _batch(self, scenes: Sequence[Scene], rng: np.random.Generator) -> SupervisedBatch:
+        rows = [self._row(scene, rng) for scene in scenes]
         length = math.ceil(max(len(row[0]) for row in rows) / 16) * 16
         pad = int(self.tokenizer.pad_token_id)
         columns = [
             torch.tensor([list(row[i]) + [fill] * (length - len(row[i])) for row in rows])
             for i, fill in enumerate((pad, 0, -1, False))
         ]
-        return SupervisedBatch(torch.stack(pictures), *columns)
+        pictures = torch.stack([render(scene) for scene in scenes])
+        return SupervisedBatch(pictures, torch.stack([cell_labels(scene) for scene in scenes]), *columns)
 
-    def _lesson(self, scene: object, rng: np.random.Generator) -> tuple[str, str]:
-        if self.phase == 0 or rng.uniform() < self.config.perception_share:
-            return perceive(scene, rng)  # type: ignore[arg-type]
-        question = ask(scene, str(rng.choice(list(FAMILIES))), rng)  # type: ignore[arg-type]
-        if question is None:
-            return perceive(scene, rng)  # type: ignore[arg-type]
-        return question.text, respond(scene, question, rng)  # type: ignore[arg-type]
+    def _row(self, scene: Scene, rng: np.random.Generator) -> tuple[list[int], list[int], list[int], list[bool]]:
+        """Token ids, text positions, segments and targets of one picture's row."""
+        ids = self._encode("<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>")
+        start = prefix_end(ids)
+        positions, segments, targets = [0] * len(ids), [0] * len(ids), [False] * len(ids)
+        for number in range(1, (self.config.questions if self.phase != SEE else 0) + 1):
+            text, answer = self._lesson(scene, rng)
+            asked = self._encode(f"{text}<|im_end|>\n<|im_start|>assistant\n")
+            answered = self._encode(f"{answer}<|im_end|>")
+            ids += asked + answered
+            positions += range(start, start + len(asked) + len(answered))
+            segments += [number] * (len(asked) + len(answered))
+            targets += [False] * len(asked) + [True] * len(answered)
+        return ids, positions, segments, targets
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _lesson(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        if self.phase == DESCRIBE or rng.uniform() < self.config.description_share:
+            return perceive(scene, rng)
+        question = ask(scene, str(rng.choice(list(FAMILIES))), rng)
+        return perceive(scene, rng) if question is None else (question.text, respond(scene, question, rng))
 
 
-def prefix_end(prefix: list[int], tokenizer: PreTrainedTokenizerFast) -> int:
+def cell_labels(scene: Scene) -> Tensor:
+    """What each image token should see, int64 (image tokens, 5); of two centres in a cell the first drawn counts."""
+    labels = torch.full((NUM_IMAGE_TOKENS, 5), NONE)
+    labels[:, 0] = 0
+    side = PATCH * MERGE
+    for thing in reversed(scene.things):
+        cell = int(thing.y / side) * (SIZE // side) + int(thing.x / side)
+        colour, shape = list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)
+        labels[cell] = torch.tensor([1, colour, shape, thing.column, thing.row])
+    return labels
+
+
+def prefix_end(prefix: Sequence[int]) -> int:
     """The mRoPE position after the prefix: an n x n picture advances positions by n, not by n squared."""
     return len(prefix) - NUM_IMAGE_TOKENS + math.isqrt(NUM_IMAGE_TOKENS)
 
 
-def supervised_loss(model: Qwen3VLForConditionalGeneration, batch: SupervisedBatch) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the response tokens, and the share predicted right (greedy, teacher-forced)."""
-    device = next(model.parameters()).device
-    ids, segment = batch.input_ids.to(device), batch.segment.to(device)
+def seeing_loss(features: Tensor, head: nn.Linear, cells: Tensor) -> Tensor:
+    """Mean cross-entropy of what is in each cell, and, where an object is, of its four properties.
+
+    Args:
+        features: (B * image tokens, D), the vision tower's output.
+        head: from D to the logits of all five properties side by side.
+        cells: as in `SupervisedBatch`.
+    """
+    labels = cells.flatten(0, 1).to(features.device)
+    logits = head(features).float().split(CELL_CLASSES, dim=-1)
+    losses = [cross_entropy(logits[i], labels[:, i], ignore_index=NONE) for i in range(len(CELL_CLASSES))]
+    return torch.stack(losses).sum()
+
+
+def supervised_loss(
+    model: Qwen3VLForConditionalGeneration, head: nn.Linear, batch: SupervisedBatch, *, seeing_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the response tokens plus the seeing loss; and the share of tokens predicted right.
+
+    A batch without responses (the first phase) has the seeing loss alone, whatever its weight, and a share of 0.
+    """
+    device = model.device
     pixel_values, grid_thw = pixels_to_patches(list(batch.pictures.to(device).float() / 255), SETTINGS)
+    seen: Any = model.model.visual(pixel_values, grid_thw=grid_thw)
+    seeing = seeing_loss(seen.pooler_output, head, batch.cells)
+    if not batch.is_target.any():
+        return seeing, seeing.new_zeros(())
+    ids, segment = batch.input_ids.to(device), batch.segment.to(device)
     # Everyone sees the picture's prefix and its own segment, causally.
     index = torch.arange(ids.shape[1], device=device)
     same = segment[:, :, None] == segment[:, None, :]
     mask = (same | (segment[:, None, :] == 0)) & (index[None, :, None] >= index[None, None, :])
-    hidden = model.model(
-        input_ids=ids,
-        pixel_values=pixel_values,
-        image_grid_thw=grid_thw,
+    is_image = ids == model.config.image_token_id
+    embeds = model.get_input_embeddings()(ids)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds.masked_scatter(is_image[..., None], seen.pooler_output.to(embeds.dtype)),
         position_ids=_mrope(batch, model.config.image_token_id).to(device),
         attention_mask=mask[:, None],
+        visual_pos_masks=is_image,
+        deepstack_visual_embeds=seen.deepstack_features,
         use_cache=False,
     ).last_hidden_state
     # Within a segment the token before a target predicts it; a response's first token follows its question.
     is_target = batch.is_target.to(device)[:, 1:]
     logits = model.lm_head(hidden[:, :-1][is_target]).float()
     targets = ids[:, 1:][is_target]
-    return cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean()
+    loss = cross_entropy(logits, targets) + seeing_weight * seeing
+    return loss, (logits.argmax(-1) == targets).float().mean()
 
 
 def _mrope(batch: SupervisedBatch, image_token_id: int) -> Tensor:
@@ -290,15 +335,12 @@ def _mrope(batch: SupervisedBatch, image_token_id: int) -> Tensor:
     return positions
 
 
-def _optimizers(model: nn.Module, config: BundledVLMConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(modules: nn.Module, config: BundledVLMConfig) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the blocks, AdamW on everything else."""
-    blocks = {
-        id(p)
-        for name, p in model.named_parameters()
-        if p.ndim == 2 and ("layers." in name or "blocks." in name or "merger" in name)
-    }
-    inner = [p for p in model.parameters() if id(p) in blocks]
-    outer = [p for p in model.parameters() if id(p) not in blocks]
+    inner, outer = [], []
+    for name, parameter in modules.named_parameters():
+        is_inner = parameter.ndim == 2 and any(part in name for part in ("layers.", "blocks.", "merger"))
+        (inner if is_inner else outer).append(parameter)
     return [
         torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(outer, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
@@ -317,45 +359,45 @@ def train_bundled_vlm(config: BundledVLMConfig) -> Path:
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    model.to(torch.device(config.device))  # type: ignore[arg-type]
+    modules = nn.ModuleDict(
+        {"model": model, "head": nn.Linear(model.config.text_config.hidden_size, sum(CELL_CLASSES))}
+    )
+    modules.to(config.device)
     state_path = config.out / "state.pt"
-    state: dict[str, Any] = {"phase": 0, "step": 0}
+    state: dict[str, Any] = {"phase": SEE, "step": 0}
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=config.device)
-    for phase in range(state["phase"], 2):
-        optimizers = _optimizers(model, config)
+        modules.load_state_dict(state["modules"])
+    for phase in range(state["phase"], len(config.steps)):
         first = state["step"] if phase == state["phase"] else 0
-        if "model" in state:
-            model.load_state_dict(state["model"])
-            if first:
-                for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(saved)
-        _train_phase(config, model, tokenizer, optimizers, phase, first)
-        state = {"phase": phase, "step": 0}
+        optimizers = _optimizers(modules, config)
+        if first:
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        _train_phase(config, modules, tokenizer, optimizers, phase, first)
     return export(model, tokenizer, config.out / "model")
 
 
 def _train_phase(
     config: BundledVLMConfig,
-    model: Qwen3VLForConditionalGeneration,
+    modules: nn.ModuleDict,
     tokenizer: PreTrainedTokenizerFast,
     optimizers: list[torch.optim.Optimizer],
     phase: int,
     first_step: int,
 ) -> None:
     lessons = Lessons(config, tokenizer, phase, first_step)
-    base_rates = [
-        group["initial_lr"] if "initial_lr" in group else group["lr"] for o in optimizers for group in o.param_groups
-    ]
+    peaks = [(group, group.setdefault("initial_lr", group["lr"])) for o in optimizers for group in o.param_groups]
+    model: Any = modules["model"]
+    head: Any = modules["head"]
     started = time.perf_counter()
     for step, batch in enumerate(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4), first_step):
-        factor = _rate(step, lessons.num_steps, config.warmup_steps)
-        for group, rate in zip((g for o in optimizers for g in o.param_groups), base_rates, strict=True):
-            group["initial_lr"], group["lr"] = rate, rate * factor
+        for group, peak in peaks:
+            group["lr"] = peak * _rate(step, lessons.num_steps, config.warmup_steps)
         with torch.autocast(config.device, torch.bfloat16):
-            loss, accuracy = supervised_loss(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            loss, accuracy = supervised_loss(model, head, batch, seeing_weight=config.seeing_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -365,21 +407,14 @@ def _train_phase(
                 "phase": phase, "step": done, "loss": loss.item(), "token_accuracy": accuracy.item(),
                 "seconds_per_step": (time.perf_counter() - started) / (done - first_step),
             }  # fmt: skip
-            with open(config.out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_jsonl(config.out / "metrics.jsonl", record)
         if done % config.save_every == 0 or done == lessons.num_steps:
-            _save_state(config.out, model, optimizers, phase, done)
-
-
-def _save_state(out: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], phase: int, step: int) -> None:
-    state = {
-        "phase": phase,
-        "step": step,
-        "model": model.state_dict(),
-        "optimizers": [o.state_dict() for o in optimizers],
-    }
-    torch.save(state, out / "state.tmp")
-    (out / "state.tmp").replace(out / "state.pt")
+            state = {
+                "phase": phase, "step": done, "modules": modules.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            }  # fmt: skip
+            torch.save(state, config.out / "state.tmp")
+            (config.out / "state.tmp").replace(config.out / "state.pt")
 
 
 def export(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:

@@ -23,6 +23,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 _PARTS: dict[Split, range] = {"train": range(0, 16), "validation": range(16, 18), "test": range(18, 20)}
 _NUM_PARTS = 20
+_OOD_THINGS = (7, 8)
 _MAX_DRAWS = 1000
 
 
@@ -92,7 +93,11 @@ class SceneProblems(Sequence[Problem]):
         while True:
             difficulty = float(rng.uniform(self.config.easiest, self.config.hardest))
             if self.split == "ood":
-                return draw_scene(rng, difficulty=difficulty, num_things=(7, 8), unseen=True)
-            scene = draw_scene(rng, difficulty=difficulty)
-            if scene.fingerprint % _NUM_PARTS in _PARTS[self.split]:
+                scene = draw_scene(rng, difficulty=difficulty, num_things=_OOD_THINGS, unseen=True)
+                # Large objects do not always find room, and with fewer it could be a scene of another split.
+                is_own = len(scene.things) >= _OOD_THINGS[0]
+            else:
+                scene = draw_scene(rng, difficulty=difficulty)
+                is_own = scene.fingerprint % _NUM_PARTS in _PARTS[self.split]
+            if is_own:
                 return scene

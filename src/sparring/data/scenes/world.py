@@ -44,6 +44,8 @@ UNSEEN_PAIRS: frozenset[tuple[str, str]] = frozenset(
 """Pairs of colour and shape that appear in the out-of-distribution split only."""
 
 _OVERSAMPLING = 4
+_REACH = {"circle": 1.0, "ring": 1.0, "square": 1.16, "triangle": 1.22, "cross": 1.05}
+"""How far a shape's furthest corner is from its centre, in radii."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,14 @@ class Thing:
 
     @property
     def box(self) -> Box:
+        """Around every pixel that it touches, cut off at the edge of the picture."""
+        reach = _REACH[self.shape] * self.radius + 1
         return Box(
-            self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius, label=self.name
+            left=max(0.0, self.x - reach),
+            top=max(0.0, self.y - reach),
+            right=min(float(SIZE), self.x + reach),
+            bottom=min(float(SIZE), self.y + reach),
+            label=self.name,
         )
 
 
@@ -124,13 +132,13 @@ def draw_scene(
     for _ in range(60):
         if len(things) == wanted:
             break
-        radius = rng.uniform(7.5, 10.5) - difficulty * rng.uniform(2.0, 4.0)
+        radius = rng.uniform(8.5, 11.0) - difficulty * rng.uniform(1.5, 4.0)
         x, y = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
         if any(math.hypot(x - t.x, y - t.y) < radius + t.radius + 3 for t in things):
             continue
         colour, shape = _draw_kind(rng, things, unseen)
         rgb = _paint(rng, colour, base_rgb, contrast)
-        things.append(Thing(colour, shape, float(x), float(y), float(radius), float(rng.uniform(-20, 20)), rgb))
+        things.append(Thing(colour, shape, float(x), float(y), float(radius), float(rng.uniform(-12, 12)), rgb))
     textures = UNSEEN_TEXTURES if unseen else TEXTURES
     return Scene(
         things=tuple(things),
@@ -177,7 +185,7 @@ def render(scene: Scene) -> Tensor:
 
 
 def _texture(scene: Scene) -> NDArray[np.float64]:
-    """A pattern in [-1, 1], shape (SIZE, SIZE). Nothing in it is finer than about four pixels: pixel noise stays
+    """A pattern around 0, mostly in [-1, 1], shape (SIZE, SIZE). Nothing in it is finer than about four pixels: pixel noise stays
     foreign."""
     rng = np.random.default_rng(scene.texture_seed)
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5

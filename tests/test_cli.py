@@ -1,0 +1,139 @@
+"""The command line on the bundled model: what a user types, and what a user gets wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparring.cli import main
+from sparring.configs import undocumented_fields
+from sparring.recipes import STUDIES
+from sparring.recipes.attack_sweep import AttackSweepConfig
+from sparring.recipes.run import PRESETS, RunConfig
+from sparring.recipes.scenes_sheet import ScenesConfig
+from sparring.recipes.testing import TestingConfig
+
+SMALL = [
+    "--evaluation.num-problems", "6", "--num-validation", "6", "--method.batch.prompts-per-step", "3",
+    "--data.num-train", "50", "--model.precision", "fp32", "--trainer.validate-every", "2",
+]  # fmt: skip
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    """What was logged, without timings."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoints/step-{step:06d}/policy/model.safetensors")
+
+
+def assert_same_run(first: Path, second: Path, step: int) -> None:
+    assert records(first) == records(second)
+    ours, theirs = weights(first, step), weights(second, step)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["trian"], ["unknown command 'trian'"]),
+        (["train", "sea"], ["unknown preset 'sea'", "saei"]),
+        (["train", "grpo", "--stepz", "3"], ["--stepz", "--steps"]),
+        (["train", "grpo", "--steps", "many"], ["--steps", "integer", "many"]),
+        (["train", "grpo", "--steps", "-1"], ["steps=-1", ">= 0"]),
+        (["train", "--config", "nowhere.json"], ["nowhere.json"]),
+        (["train", "--resume", "nowhere"], ["--resume", "nowhere"]),
+        (["train", "--model.path", "nowhere"], ["nowhere"]),
+        (["train", "--method.loss.clip-low", "7"], ["clip_low=7", "[0, 1]"]),
+        (["eval", "nowhere"], ["nowhere"]),
+        (["eval", "--evaluation.threats", "cleen"], ["threats", "cleen"]),
+        (["data", "books"], ["sparring data scenes"]),
+        (["study", "nothing"], ["unknown study", "saei-vs-grpo"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("cls", [RunConfig, AttackSweepConfig, ScenesConfig, TestingConfig])
+def test_every_setting_is_explained(cls: type) -> None:
+    assert undocumented_fields(cls) == []
+
+
+def test_studies_are_explained() -> None:
+    for _, config, _ in STUDIES.values():
+        assert undocumented_fields(type(config)) == []
+
+
+def test_help_names_every_preset_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for expected in (*PRESETS, "--steps", "--method.step-size", "--optim.learning-rate", "--resume"):
+        assert expected in text
+
+
+def test_a_run_leaves_its_results_and_can_be_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "saei", "--steps", "2", "--seed", "3", "--out", str(first), *SMALL]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("clean", "noisy", "attacked", "before", "after", str(first)):
+        assert expected in shown
+    provenance = json.loads((first / "provenance.json").read_text())
+    assert provenance["seed"] == 3
+    assert {"environment", "git"} <= provenance.keys()
+    for label in ("before", "after"):
+        assert len((first / f"test-{label}.jsonl").read_text().splitlines()) == 6 * 4
+    assert main(["train", "--config", str(first / "config.json"), "--out", str(second)]) == 0
+    assert_same_run(first, second, step=2)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["train", "grpo", "--steps", "4", "--out", str(whole), *SMALL]) == 0
+    assert main(["train", "grpo", "--steps", "2", "--out", str(parts), *SMALL]) == 0
+    assert main(["train", "--resume", str(parts), "--steps", "4"]) == 0
+    assert "going on after step 2" in capsys.readouterr().out
+    assert_same_run(whole, parts, step=4)
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", "grpo", "--steps", "0", "--out", str(folder), *SMALL]) == 0
+    capsys.readouterr()
+    for arguments in (["grpo", "--out", str(folder)], ["--resume", str(folder), "--seed", "9"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *arguments, *SMALL])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_eval_attack_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "eval"
+    assert main(["eval", "--evaluation.num-problems", "6", "--split", "ood", "--out", str(out)]) == 0
+    assert set(json.loads((out / "summary.json").read_text())) == {"clean", "noisy", "attacked", "blank"}
+    sweep = tmp_path / "sweep.json"
+    few = ["--num-problems", "4", "--num-samples", "2", "--step-sizes", "0.008", "--token-groups", "middle"]
+    assert main(["attack", *few, "--out", str(sweep)]) == 0
+    assert [row["attack"] for row in json.loads(sweep.read_text())] == ["clean", "random_sign", "middle"]
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "scenes", "--show", "--num-problems", "6", "--boxes", "--out", str(sheet)]) == 0
+    assert sheet.stat().st_size > 10_000
+    assert main(["data", "scenes", "--num-problems", "9"]) == 0
+    assert "counting (3)" in capsys.readouterr().out
