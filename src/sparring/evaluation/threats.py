@@ -88,9 +88,7 @@ def _attacked_views(
         return [tuple(next(rest) for _ in range(count)) for count in counts]
 
     def gradients(images: tuple[Tensor, ...]) -> list[Tensor]:
-        shown = [
-            replace(g, views={"clean": View("clean", own)}) for g, own in zip(groups, cut(images), strict=True)
-        ]
+        shown = [replace(g, views={"clean": View("clean", own)}) for g, own in zip(groups, cut(images), strict=True)]
         _, found = pixel_gradients(
             policy, shown, view="clean", temperature=temperature, objective=_unlikelihood, token_budget=token_budget
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEIConfig, TokenGroup, at
 from sparring.models.policy import Policy
 from sparring.perturb.attack import random_sign
 from sparring.perturb.space import Linf
-from sparring.recipes.run import ModelConfig, load_policy
+from sparring.recipes.run import ModelConfig, load_policy, use_threads
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
@@ -55,13 +55,13 @@ class AttackSweepConfig:
     """Ratios above 1 + clip_high count as outside."""
     seed: int = 0
     """Seed of the responses and of the control."""
-    threads: int = 2
-    """CPU threads of torch, >= 1."""
+    threads: int | None = None
+    """CPU threads of torch, >= 1; none takes all cores that this process may use."""
     out: Path | None = None
     """File for the table as JSON; none only prints it."""
 
     def __post_init__(self) -> None:
-        for name in ("num_problems", "num_samples", "threads"):
+        for name in ("num_problems", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
         for size in self.step_sizes:
@@ -83,7 +83,7 @@ class SweepRow:
 
 def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] | None = None) -> list[SweepRow]:
     """Run the sweep; each row is handed to ``on_row`` as it is done."""
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     policy = load_policy(config.model)
     problems = SceneProblems("validation", config.num_problems, config.data)
     chosen = [problems[i] for i in range(len(problems))]
@@ -165,8 +165,3 @@ def _middle_entropy(entropy_T: torch.Tensor, lengths: Sequence[int]) -> float:
         if third.any():
             means.append(float(ordered[third].mean()))
     return sum(means) / max(1, len(means))
-
-
-def with_model(config: AttackSweepConfig, path: str) -> AttackSweepConfig:
-    """The same sweep on another model."""
-    return replace(config, model=replace(config.model, path=path))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from sparring.advantages import has_signal
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
@@ -16,7 +14,7 @@ from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
 from sparring.methods.saei import TokenGroup, in_token_group_T
 from sparring.models.policy import Policy
 from sparring.objective import segment_mean
-from sparring.recipes.run import ModelConfig, load_policy
+from sparring.recipes.run import ModelConfig, load_policy, use_threads
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
@@ -38,15 +36,15 @@ class FiguresConfig:
     """Held-out problems answered greedily on clean, noisy and blank pictures, >= 1."""
     num_sampled: int = 400
     """Held-out problems answered eight times at temperature 1, >= 1."""
-    threads: int = 2
-    """CPU threads of torch, >= 1."""
+    threads: int | None = None
+    """CPU threads of torch, >= 1; none takes all cores that this process may use."""
     out: Path | None = None
     """File for the figures as JSON; none only prints them."""
 
 
 def bundled_figures(config: FiguresConfig) -> dict[str, Metrics]:
     """Measure, print, and write if asked to."""
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     policy = load_policy(config.model)
     figures: dict[str, Metrics] = {}
     with Grader() as grader:

@@ -50,6 +50,8 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 THINKING_TOKENS = ("<think>", "</think>")
 VOCABULARY = 1024
+WIDTH = 192
+"""Width of the language model, and of what the vision tower hands to it."""
 SEE, DESCRIBE, REASON = range(3)
 NONE = -100
 """Label of a property that a cell does not have; ignored by the loss."""
@@ -75,7 +77,7 @@ class BundledVLMConfig:
     """Folder for the finished model and the state to go on from."""
     seed: int = 0
     """Seed of weights and data."""
-    steps: tuple[int, int, int] = (1500, 500, 1200)
+    steps: tuple[int, int, int] = (800, 450, 1300)
     """Optimizer steps of each phase."""
     pictures: tuple[int, int, int] = (48, 24, 16)
     """Pictures per step of each phase."""
@@ -144,7 +146,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
-            "hidden_size": 192,
+            "hidden_size": WIDTH,
             "intermediate_size": 576,
             "num_hidden_layers": 5,
             "num_attention_heads": 6,
@@ -165,7 +167,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
-            "out_hidden_size": 192,
+            "out_hidden_size": WIDTH,
             "num_position_embeddings": (SIZE // PATCH) ** 2,
             "deepstack_visual_indexes": [1],
         },
@@ -337,7 +339,8 @@ def _mrope(batch: SupervisedBatch, image_token_id: int) -> Tensor:
 
 def _optimizers(modules: nn.Module, config: BundledVLMConfig) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the blocks, AdamW on everything else."""
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in modules.named_parameters():
         is_inner = parameter.ndim == 2 and any(part in name for part in ("layers.", "blocks.", "merger"))
         (inner if is_inner else outer).append(parameter)
@@ -359,9 +362,7 @@ def train_bundled_vlm(config: BundledVLMConfig) -> Path:
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    modules = nn.ModuleDict(
-        {"model": model, "head": nn.Linear(model.config.text_config.hidden_size, sum(CELL_CLASSES))}
-    )
+    modules = nn.ModuleDict({"model": model, "head": nn.Linear(WIDTH, sum(CELL_CLASSES))})
     modules.to(config.device)
     state_path = config.out / "state.pt"
     state: dict[str, Any] = {"phase": SEE, "step": 0}
@@ -396,7 +397,7 @@ def _train_phase(
             group["lr"] = peak * _rate(step, lessons.num_steps, config.warmup_steps)
         with torch.autocast(config.device, torch.bfloat16):
             loss, accuracy = supervised_loss(model, head, batch, seeing_weight=config.seeing_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from sparring import distributed
 from sparring.checkpoint import checkpoint_path
@@ -70,15 +72,15 @@ class RunConfig:
     """The test before and after training."""
     num_validation: int = 150
     """Validation problems, >= 1; they choose the best checkpoint, the test problems never do."""
-    threads: int = 2
-    """CPU threads of torch, >= 1."""
+    threads: int | None = None
+    """CPU threads of torch, >= 1; none takes all cores that this process may use."""
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 only tests the initial model")
-        for name in ("num_validation", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if self.num_validation < 1:
+            raise ValueError(f"num_validation={self.num_validation} must be >= 1: they choose the best checkpoint")
+        check_threads(self.threads)
 
 
 def _presets() -> dict[str, tuple[str, RunConfig]]:
@@ -120,8 +122,23 @@ PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
 CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.json", 96
 
 
+def check_threads(threads: int | None) -> None:
+    """ValueError unless it is none or at least 1."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be >= 1, or none for all cores")
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use this many CPU threads, or as many as the process may."""
+    check_threads(threads)
+    # More processes on this machine, as torchrun starts them, share its cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def load_policy(config: ModelConfig) -> Policy:
     """The policy that a run starts from, on this rank's device."""
+    disable_progress_bar()
     device = distributed.initialise(None if config.device == "auto" else config.device)
     return Policy.load(config.path, device=device, precision=config.precision, instruction=config.instruction)
 
@@ -172,7 +189,7 @@ class Run:
 
 def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -> Run:
     """Load the model, build the method, and write configuration and provenance into the run folder."""
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
     grader = Grader(config.reward)
@@ -209,7 +226,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / CONFIG)
-    record = {"environment": environment(), "git": git_state(Path(__file__).parent), "seed": config.seed}
+    record = {"environment": environment(), "git": git_state(Path.cwd()), "seed": config.seed}
     (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Run(config, folder, policy, grader, trainer)
 

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sparring.configs import write_config
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate, summary
-from sparring.recipes.run import ModelConfig, load_policy, write_outcomes
+from sparring.recipes.run import ModelConfig, load_policy, use_threads, write_outcomes
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 
@@ -38,15 +36,15 @@ class TestingConfig:
     """How answers are compared."""
     seed: int = 0
     """Seed of random threats."""
-    threads: int = 2
-    """CPU threads of torch, >= 1."""
+    threads: int | None = None
+    """CPU threads of torch, >= 1; none takes all cores that this process may use."""
     out: Path | None = None
     """Folder for outcomes.jsonl, summary.json and config.json; none only prints."""
 
 
 def run_test(config: TestingConfig, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
     """Outcomes of the model under each threat; written to ``config.out`` if that is given."""
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     policy = load_policy(config.model)
     problems = SceneProblems(config.split, config.evaluation.num_problems, config.data)
     with Grader(config.reward) as grader:

@@ -185,8 +185,10 @@ def render(scene: Scene) -> Tensor:
 
 
 def _texture(scene: Scene) -> NDArray[np.float64]:
-    """A pattern around 0, mostly in [-1, 1], shape (SIZE, SIZE). Nothing in it is finer than about four pixels: pixel noise stays
-    foreign."""
+    """A pattern around 0, mostly in [-1, 1], shape (SIZE, SIZE).
+
+    Nothing in it is finer than about four pixels: to a model trained on these, pixel noise stays foreign.
+    """
     rng = np.random.default_rng(scene.texture_seed)
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
     angle, phase = rng.uniform(0, 2 * math.pi, size=2)

@@ -1,0 +1,87 @@
+"""Degenerate equalities: a method at strength zero is its baseline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparring.data.stream import ProblemStream
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.models.policy import Policy
+from sparring.policy_loss import PolicyLossConfig
+from sparring.rollout import SamplingConfig
+from sparring.rollout.collect import BatchConfig
+from sparring.types import Group, Metrics
+from sparring.update import OptimConfig, Player
+from tiny_models import tiny_problem
+from toy_grader import ParityGrader
+
+SHARED: dict[str, Any] = {"batch": BatchConfig(prompts_per_step=3), "loss": PolicyLossConfig(kl_coefficient=0.1)}
+
+
+class GroupRecorder(ParityGrader):
+    """Remembers what it graded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[Group] = []
+
+    def grade_group(self, group: Group) -> Group:
+        self.groups.append(super().grade_group(group))
+        return self.groups[-1]
+
+
+def trained(folder: Path, config: MethodConfig, num_steps: int) -> tuple[Policy, list[Group], list[Metrics]]:
+    """Two steps of plain gradient descent, in which weights move in proportion to the gradient."""
+    policy, grader = Policy.load(folder), GroupRecorder()
+    player = Player("policy", policy, OptimConfig(learning_rate=0.1))
+    player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=0.1)
+    sampling = SamplingConfig(temperature=0.9, max_new_tokens=6)
+    method = METHODS[type(config)](config, player, policy.clone_frozen(), grader, sampling, seed=3, max_rows=64)
+    stream = ProblemStream([tiny_problem(10 * n, question=f"What {n}?") for n in range(5)], seed=0)
+    return policy, grader.groups, [method.step(stream, step) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize(
+    "degenerate",
+    [
+        SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.0, **SHARED),
+        SaEIConfig(num_clean=3, num_adversarial=1, step_size=0.0, num_attack_steps=2, token_group="all", **SHARED),
+        # Less than half a grey level rounds away.
+        SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.4 / 255, **SHARED),
+    ],
+)
+def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: SaEIConfig) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    start = Policy.load(folder)
+    expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **SHARED), 2)
+    found, own_groups, own_metrics = trained(folder, degenerate, 2)
+    assert len(groups) == len(own_groups) == 6
+    for group, own in zip(groups, own_groups, strict=True):
+        assert group.problem.id == own.problem.id
+        assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in own.rollouts]
+        assert torch.equal(group.rewards_G, own.rewards_G)
+    for name in ("loss", "grad_norm", "ratio", "clip_fraction", "reference_kl", "entropy", "reward", "length"):
+        for step in range(2):
+            assert math.isclose(metrics[step][name], own_metrics[step][name], rel_tol=1e-4, abs_tol=1e-5), name
+    moved = 0.0
+    initial = dict(start.module.named_parameters())
+    own_weights = dict(found.module.named_parameters())
+    for name, parameter in expected.module.named_parameters():
+        torch.testing.assert_close(own_weights[name], parameter, atol=1e-5, rtol=0, msg=name)
+        moved = max(moved, float((parameter - initial[name]).detach().abs().max()))
+    assert moved > 1e-2, "otherwise the tolerance says nothing"
+
+
+def test_an_attack_makes_a_difference(tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    _, groups, _ = trained(folder, GRPOConfig(group_size=4, **SHARED), 1)
+    _, own, _ = trained(folder, SaEIConfig(num_clean=2, num_adversarial=2, step_size=8 / 255, **SHARED), 1)
+    tokens = [[str(r.token_ids.tolist()) for r in group.rollouts] for group in groups]
+    own_tokens = [[str(r.token_ids.tolist()) for r in group.rollouts] for group in own]
+    assert [responses[:2] for responses in tokens] == [responses[:2] for responses in own_tokens]
+    assert [responses[2:] for responses in tokens] != [responses[2:] for responses in own_tokens]
