@@ -83,9 +83,10 @@ class Trainer:
         self.best_step = 0
 
     def resume(self) -> bool:
-        """Go on from the folder's latest whole checkpoint; False if it has none."""
+        """Go on from the folder's latest whole checkpoint; False if it has none, and the run starts over."""
         checkpoint = load_latest(self.folder / CHECKPOINTS)
         if checkpoint is None:
+            self._forget_metrics_after(-1)
             return False
         state = checkpoint.state
         for name, player in self.method.players.items():
@@ -101,7 +102,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to the last step; False if Ctrl-C ended it early, after the step at hand was finished and saved.
 
-        Raises NonFiniteLossError after saving what led to it under ``non-finite-<step>``.
+        Raises NonFiniteLossError after saving what led to it under ``non-finite``.
         """
         if self.num_done == 0:
             self._validate()

@@ -1,0 +1,182 @@
+"""Outcomes: one per problem and threat, the same however they are batched; summaries with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy, summary
+from sparring.evaluation.threats import THREATS, Threat, ThreatConfig
+from sparring.models.policy import Policy
+from sparring.recipes.run import write_outcomes
+from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.scoring import score
+from sparring.seeding import derive_seed
+from sparring.types import FinishReason, Group, Problem, Reward
+from tiny_models import tiny_problem
+from toy_grader import ParityGrader
+
+SAMPLING = SamplingConfig(temperature=0.9, max_new_tokens=6)
+
+
+@pytest.fixture
+def policy(tiny_folders: dict[str, Path]) -> Policy:
+    return Policy.load(tiny_folders["qwen3_vl"])
+
+
+def some_problems(num: int = 8) -> list[Problem]:
+    return [tiny_problem(10 * n, question=f"What {n}?") for n in range(num)]
+
+
+def evaluated(policy: Policy, problems: list[Problem], *, seed: int = 0, **settings: Any) -> list[Outcome]:
+    config = EvaluationConfig(**({"strength": ThreatConfig(attack_radius=16 / 255)} | settings))
+    return evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=seed)
+
+
+def of(outcomes: list[Outcome], threat: Threat) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.threat == threat]
+
+
+def greedy_texts(policy: Policy, problems: list[Problem]) -> list[str]:
+    requests = [SampleRequest(problem, policy.processor.clean_view(problem), 1, seed=0) for problem in problems]
+    drawn = sample(policy, requests, SamplingConfig(0.9, 6, greedy=True), max_rows=3)
+    return [rollouts[0].text for rollouts in drawn]
+
+
+def test_one_outcome_per_problem_and_threat(policy: Policy) -> None:
+    problems = some_problems()
+    outcomes = evaluated(policy, problems)
+    assert len(outcomes) == 4 * 8
+    for threat in THREATS:
+        assert [outcome.problem_id for outcome in of(outcomes, threat)] == [problem.id for problem in problems]
+    texts = greedy_texts(policy, problems)
+    assert [outcome.text for outcome in of(outcomes, "clean")] == texts
+    for outcome, text in zip(of(outcomes, "clean"), texts, strict=True):
+        # As the grader says: an even sum of bytes is right.
+        assert outcome.is_correct == (sum(text.encode()) % 2 == 0) and 1 <= outcome.length <= 6
+        assert outcome.reason == ("correct" if outcome.is_correct else "wrong")
+    # On this policy every picture matters.
+    for threat in ("noisy", "blank"):
+        assert [outcome.text for outcome in of(outcomes, threat)] != texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_change_nothing(policy: Policy, batch_size: int) -> None:
+    problems = some_problems(7)
+    threats = ("clean", "noisy", "blank")
+    expected = evaluated(policy, problems, threats=threats)
+    found = evaluated(policy, problems, threats=threats, batch_size=batch_size)
+    for threat in threats:
+        assert of(found, threat) == of(expected, threat)
+
+
+def test_only_noise_depends_on_the_seed(policy: Policy) -> None:
+    problems = some_problems()
+    first, again, other = (evaluated(policy, problems, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    for threat in ("clean", "attacked", "blank"):
+        assert of(first, threat) == of(other, threat)
+    assert of(first, "noisy") != of(other, "noisy")
+
+
+def test_attacked_never_scores_above_clean(policy: Policy) -> None:
+    problems = some_problems(16)
+    outcomes = evaluated(policy, problems)
+    clean, attacked = of(outcomes, "clean"), of(outcomes, "attacked")
+    was_right = [outcome.is_correct for outcome in clean]
+    assert any(was_right) and not all(was_right)
+    for before, after in zip(clean, attacked, strict=True):
+        assert before.is_correct or (after.text, after.is_correct) == (before.text, False)
+    fallen = [b.problem_id for b, a in zip(clean, attacked, strict=True) if b.is_correct and not a.is_correct]
+    assert fallen, "an attack of 16 levels on a random model turns some answer over"
+    # Without the clean threat in the list the attack is the same.
+    assert of(evaluated(policy, problems, threats=("attacked",)), "attacked") == attacked
+
+
+class HopelessGrader(ParityGrader):
+    def grade(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
+        return Reward(0.0, {"answer": 0.0, "format": 1.0}, {"answer": "wrong", "format": "ok"})
+
+
+def test_where_everything_is_wrong_there_is_nothing_to_attack(policy: Policy) -> None:
+    config = EvaluationConfig(threats=("clean", "attacked"))
+    outcomes = evaluate(policy, some_problems(3), config, SAMPLING, HopelessGrader(), seed=0)
+    assert [outcome.text for outcome in of(outcomes, "attacked")] == [o.text for o in of(outcomes, "clean")]
+    assert not any(outcome.is_correct for outcome in outcomes)
+
+
+def test_how_many_and_progress(policy: Policy) -> None:
+    problems, reports = some_problems(5), []
+    config = EvaluationConfig(num_problems=4, threats=("clean", "blank"), batch_size=3)
+    outcomes = evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=0, on_progress=reports.append)
+    assert [o.problem_id for o in of(outcomes, "blank")] == [problem.id for problem in problems[:4]]
+    assert sum(reports) == len(outcomes) == 8 and len(reports) == 4
+    assert len(evaluated(policy, problems[:2], threats=("clean",))) == 2, "there may be fewer problems than asked for"
+
+
+def test_the_policy_is_left_alone(policy: Policy) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
+    evaluated(policy, some_problems(3))
+    for name, parameter in policy.module.named_parameters():
+        assert parameter.grad is None and torch.equal(parameter, before[name])
+
+
+def test_probe_entropy_by_hand(policy: Policy) -> None:
+    problems = some_problems(3)
+    groups = []
+    for problem in problems:
+        view = policy.processor.clean_view(problem)
+        request = SampleRequest(problem, view, 2, derive_seed(5, problem.id, "probe"))
+        groups.append(Group(problem, {"clean": view}, sample(policy, [request], SAMPLING, max_rows=2)[0]))
+    scored = score(policy, groups, view="clean", temperature=0.9, with_entropy=True, token_budget=10_000)
+    found = probe_entropy(policy, problems, SAMPLING, seed=5, num_samples=2)
+    assert math.isclose(found, float(scored.entropy_T.sum()) / scored.entropy_T.numel(), rel_tol=1e-5)
+    assert found == probe_entropy(policy, problems, SAMPLING, seed=5, num_samples=2)
+
+
+def outcome(number: int, is_correct: bool, *, threat: Threat = "clean", family: str = "counting") -> Outcome:
+    return Outcome(
+        problem_id=f"p{number}",
+        family=family,
+        threat=threat,
+        is_correct=is_correct,
+        is_well_formed=number % 2 == 0,
+        length=10 + number,
+        text='<think>"ä" \\ \n</think>\\boxed{1}',
+        reason="correct" if is_correct else "wrong",
+    )
+
+
+def test_summary_by_hand() -> None:
+    clean = [outcome(n, n < 8, family="counting" if n < 5 else "relation") for n in range(10)]
+    blank = [outcome(n, False, threat="blank") for n in range(4)]
+    found = summary(clean + blank)
+    assert list(found) == ["clean", "blank"]
+    # Wilson at 95 %: 8 of 10 gives 0.490 to 0.943, 0 of 4 gives 0 to z^2 / (4 + z^2) = 3.8415 / 7.8415.
+    expected = {
+        "accuracy": 0.8, "accuracy_low": 0.4902, "accuracy_high": 0.9433, "well_formed": 0.5, "length": 14.5,
+        "num_problems": 10.0, "accuracy/counting": 1.0, "accuracy/relation": 0.6,
+    }  # fmt: skip
+    assert found["clean"] == pytest.approx(expected, abs=1e-4)
+    assert found["blank"]["accuracy_low"] == 0
+    assert found["blank"]["accuracy_high"] == pytest.approx(3.8415 / 7.8415, abs=1e-4)
+    assert accuracy(clean).value == 0.8
+
+
+def test_outcomes_survive_the_disk(tmp_path: Path) -> None:
+    outcomes = [outcome(n, n < 2, threat=threat) for threat in THREATS for n in range(3)]
+    write_outcomes(tmp_path / "outcomes.jsonl", outcomes)
+    lines = (tmp_path / "outcomes.jsonl").read_text().splitlines()
+    assert [Outcome(**json.loads(line)) for line in lines] == outcomes
+    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.jsonl"]
+
+
+@pytest.mark.parametrize("settings", [{"num_problems": 0}, {"batch_size": 0}, {"threats": ()}])
+def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        EvaluationConfig(**settings)
