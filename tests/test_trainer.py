@@ -69,6 +69,7 @@ class Validation:
 def fake_trainer(
     folder: Path, method: FakeMethod, num_steps: int, accuracies: Sequence[float] = (0.5,) * 99, **settings: int
 ) -> tuple[Trainer, Validation]:
+    folder.mkdir(exist_ok=True)
     validation = Validation(accuracies, method)
     config = TrainerConfig(**({"validate_every": 2, "save_every": 3} | settings))
     return Trainer(method, numbered_stream(), config, folder, validation, num_steps=num_steps), validation
@@ -220,6 +221,7 @@ SAMPLING = SamplingConfig(max_new_tokens=5)
 
 
 def real_trainer(model: Path, folder: Path, config: MethodConfig) -> tuple[Trainer, Policy]:
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     policy = Policy.load(model)
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, warmup_steps=2))

@@ -77,7 +77,7 @@ class BundledVLMConfig:
     """Folder for the finished model and the state to go on from."""
     seed: int = 0
     """Seed of weights and data."""
-    steps: tuple[int, int, int] = (800, 450, 1300)
+    steps: tuple[int, int, int] = (800, 450, 900)
     """Optimizer steps of each phase."""
     pictures: tuple[int, int, int] = (48, 24, 16)
     """Pictures per step of each phase."""

@@ -30,6 +30,12 @@ from sparring.types import Metrics
 from sparring.update import OptimConfig, Player
 
 
+def check_threads(threads: int | None) -> None:
+    """ValueError unless it is none or at least 1."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be >= 1, or none for all cores")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The policy to start from."""
@@ -120,12 +126,6 @@ PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
 
 CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.json", 96
-
-
-def check_threads(threads: int | None) -> None:
-    """ValueError unless it is none or at least 1."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads} must be >= 1, or none for all cores")
 
 
 def use_threads(threads: int | None) -> None:
