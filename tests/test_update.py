@@ -198,9 +198,7 @@ def test_frozen_parameters_stay(policy: Policy) -> None:
 def test_a_step_lowers_its_own_loss(policy: Policy) -> None:
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3))
     minibatch = minibatch_of(mixed_groups())
-    losses = [
-        update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)["loss"] for _ in range(3)
-    ]
+    losses = [update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)["loss"] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
 
 

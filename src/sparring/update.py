@@ -98,16 +98,18 @@ class Player:
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
 
-    def step(self) -> float:
-        """Clip the accumulated gradients, take one optimizer step, clear them; returns the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm)
+    def clip_gradients(self) -> float:
+        """Scale the accumulated gradients down to ``max_grad_norm``; returns their norm before, maybe not finite."""
+        return float(nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm))
+
+    def step(self) -> None:
+        """One optimizer step with the accumulated gradients, which are cleared."""
         factor = min(1.0, (self.num_updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
-        return float(norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +172,11 @@ def update(
     player.policy.module.eval()
     if not math.isfinite(totals.get("loss", 0.0)):
         _refuse(player, "the loss", minibatch)
-    if any(p.grad is not None and not p.grad.isfinite().all() for p in player.policy.module.parameters()):
+    norm = player.clip_gradients()
+    if not math.isfinite(norm):
         _refuse(player, "a gradient", minibatch)
-    return {**totals, "grad_norm": player.step()}
+    player.step()
+    return {**totals, "grad_norm": norm}
 
 
 def tokens_of(minibatch: Minibatch, micro: MicroBatch, device: torch.device) -> Tokens:

@@ -1,6 +1,6 @@
 """How the bundled VLM is made: a tiny Qwen3-VL trained from scratch on generated scenes.
 
-Three phases, each with a reason (figures in ``docs/bundled_vlm.md``):
+Four phases, each with a reason (figures in ``docs/bundled_vlm.md``):
 
 1. *See*: the vision tower alone. Each image token tells whether an object's centre lies in its cell, and the object's
    colour, shape and place. Dense labels without the cost of a language model: shapes are learned many times faster than
@@ -8,6 +8,8 @@ Three phases, each with a reason (figures in ``docs/bundled_vlm.md``):
 2. *Describe*: the whole model describes pictures in one fixed order and looks up places and names. A tiny model that is
    shown reasoning first stays blind: guessing costs it less than learning to see.
 3. *Reason*: the question families in four styles of varied wording, with some description kept in.
+4. *Sharpen*: the same with half of the questions on relations, which are learned last: to find an object by colour and
+   shape together, twice, takes the longest.
 
 Several questions about one picture share one row: the picture, most of the cost, is encoded once for all of them.
 
@@ -52,7 +54,9 @@ THINKING_TOKENS = ("<think>", "</think>")
 VOCABULARY = 1024
 WIDTH = 192
 """Width of the language model, and of what the vision tower hands to it."""
-SEE, DESCRIBE, REASON = range(3)
+SEE, DESCRIBE, REASON, SHARPEN = range(4)
+SHARPEN_SHARES = {"counting": 0.3, "relation": 0.5, "attribute": 0.2}
+"""Share of each family in the last phase; before it they are equal."""
 NONE = -100
 """Label of a property that a cell does not have; ignored by the loss."""
 CELL_CLASSES = (2, len(COLOURS), len(SHAPES), GRID, GRID)
@@ -77,14 +81,14 @@ class BundledVLMConfig:
     """Folder for the finished model and the state to go on from."""
     seed: int = 0
     """Seed of weights and data."""
-    steps: tuple[int, int, int] = (800, 450, 900)
+    steps: tuple[int, int, int, int] = (800, 450, 900, 700)
     """Optimizer steps of each phase."""
-    pictures: tuple[int, int, int] = (48, 24, 16)
+    pictures: tuple[int, int, int, int] = (48, 24, 16, 16)
     """Pictures per step of each phase."""
     questions: int = 6
     """Questions per picture in the phases with language; all of one picture share one row."""
     description_share: float = 0.15
-    """Share of descriptions among the questions of the third phase, in [0, 1]."""
+    """Share of descriptions among the questions of the third and fourth phase, in [0, 1]."""
     seeing_weight: float = 0.3
     """Weight of the first phase's loss in the others, >= 0."""
     learning_rate: float = 2e-3
@@ -251,7 +255,8 @@ class Lessons(IterableDataset[SupervisedBatch]):
     def _lesson(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         if self.phase == DESCRIBE or rng.uniform() < self.config.description_share:
             return perceive(scene, rng)
-        question = ask(scene, str(rng.choice(list(FAMILIES))), rng)
+        shares = [SHARPEN_SHARES[family] for family in FAMILIES] if self.phase == SHARPEN else None
+        question = ask(scene, str(rng.choice(list(FAMILIES), p=shares)), rng)
         return perceive(scene, rng) if question is None else (question.text, respond(scene, question, rng))
 
 

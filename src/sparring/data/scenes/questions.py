@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparring.data.scenes.world import COLOURS, SHAPES, Scene, Thing
+from sparring.data.scenes.world import COLOURS, SHAPES, UNSEEN_PAIRS, UNSEEN_TEXTURES, Scene, Thing
 from sparring.types import AnswerKind
 
 MIN_GAP = 12.0
@@ -73,7 +73,7 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     kinds = list(COLOURS) if rng.uniform() < 0.5 else list(SHAPES)
     counts = {kind: len(matching(scene, kind)) for kind in kinds}
     if rng.uniform() < 0.5:
-        # Every possible count is asked for equally often, so that guessing a common number does not pay.
+        # Within a scene every count that occurs is equally likely, so that guessing a common number pays little.
         target = _pick(rng, [str(n) for n in sorted(set(counts.values()) | {0})])
         fitting = [kind for kind, count in counts.items() if count == int(target)]
         if not fitting:
@@ -174,6 +174,9 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
     name = f"{colour} {shape}"
     found = matching(scene, name)
     if bool(found) != there:
+        return None
+    if not there and (colour, shape) in UNSEEN_PAIRS and scene.texture not in UNSEEN_TEXTURES:
+        # Such a pair is never there outside the out-of-distribution split: the words alone would give the answer away.
         return None
     text = _pick(rng, [f"Is there a {name}?", f"Can you see a {name}?", f"Does the picture show a {name}?"])
     return Question("attribute", "exists", text, _yes(there), "yes_no", found, (name,))
