@@ -365,7 +365,7 @@ def train_bundled_vlm(config: BundledVLMConfig) -> Path:
     """Run the recipe, or go on with it where it was stopped; returns the model's folder."""
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = _saved_tokenizer(config.out / "tokenizer")
     model = build_model(tokenizer)
     modules = nn.ModuleDict({"model": model, "head": nn.Linear(WIDTH, sum(CELL_CLASSES))})
     modules.to(config.device)
@@ -382,6 +382,13 @@ def train_bundled_vlm(config: BundledVLMConfig) -> Path:
                 optimizer.load_state_dict(saved)
         _train_phase(config, modules, tokenizer, optimizers, phase, first)
     return export(model, tokenizer, config.out / "model")
+
+
+def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The run's own tokenizer: built once, because the texts that it is built from may change under a stopped run."""
+    if not folder.exists():
+        build_tokenizer().save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _train_phase(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 Summary = Mapping[str, Mapping[str, float]]
@@ -22,9 +23,8 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
 def before_after_table(before: Summary, after: Summary) -> Table:
     """Accuracy under each threat before and after training, with 95 % intervals, and response length."""
     num_problems = int(next(iter(after.values()))["num_problems"])
-    table = Table(
-        title=f"Accuracy on {num_problems} held-out problems, greedy, with 95 % intervals", title_justify="left"
-    )
+    title = f"Accuracy on {num_problems} held-out problems, greedy, with 95 % intervals"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("pictures", "before", "after", "change", "tokens"):
         table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
     for threat, metrics in after.items():
@@ -37,7 +37,7 @@ def before_after_table(before: Summary, after: Summary) -> Table:
 
 def summary_table(summary: Summary, title: str) -> Table:
     """One model: accuracy under each threat, each family apart."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     families = [name.removeprefix("accuracy/") for name in next(iter(summary.values())) if name.startswith("accuracy/")]
     for name in ("pictures", "accuracy", *families, "well-formed", "tokens"):
         table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
@@ -53,18 +53,13 @@ def summary_table(summary: Summary, title: str) -> Table:
 
 
 def sweep_table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Table:
-    """Attacks: (name, step size, metrics)."""
-    table = Table(title="Entropy attacks, measured on responses sampled on the attacked pictures", title_justify="left")
-    for name in (
-        "raised",
-        "step",
-        "entropy",
-        "middle third",
-        "accuracy",
-        "ratio outside",
-        "ratio <= 0.1",
-        "ratio > 10",
-    ):
+    """Attacks: (name, step size, metrics). Entropies are in nats; "outside" is the clip range of the ratio."""
+    table = Table(
+        title="Entropy attacks, measured on responses sampled on the attacked pictures",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for name in ("raised", "step", "entropy", "middle", "accuracy", "outside", "<= 0.1", "> 10"):
         table.add_column(name, justify="left" if name == "raised" else "right", no_wrap=True)
     for name, step_size, metrics in rows:
         table.add_row(
