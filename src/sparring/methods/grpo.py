@@ -31,15 +31,13 @@ from functools import partial
 from typing import Literal
 
 from sparring.data.stream import ProblemStream
-from sparring.models.policy import Policy
+from sparring.learner import PolicyLearner
 from sparring.policy_loss import PolicyLossConfig, optimise
-from sparring.rewards import Grader
-from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.rollout import SampleRequest, sample
 from sparring.rollout.collect import BatchConfig, collect
 from sparring.scoring import score
 from sparring.seeding import derive_seed
 from sparring.types import Group, Metrics, Problem
-from sparring.update import Player
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,8 @@ class GRPOConfig:
             raise ValueError(f"num_minibatches={self.num_minibatches} must be >= 1")
 
 
-class GRPO:
+class GRPO(PolicyLearner[GRPOConfig]):
     """One player: the policy."""
-
-    def __init__(
-        self,
-        config: GRPOConfig,
-        player: Player,
-        reference: Policy | None,
-        grader: Grader,
-        sampling: SamplingConfig,
-        *,
-        seed: int,
-        max_rows: int,
-    ) -> None:
-        self.config = config
-        self.players = {player.name: player}
-        self.player = player
-        self.reference = reference
-        self.grader = grader
-        self.sampling = sampling
-        self.seed = seed
-        self.max_rows = max_rows
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
@@ -124,10 +102,3 @@ class GRPO:
             self.grader.grade_group(Group(problem, {view.name: view}, rollouts))
             for problem, view, rollouts in zip(problems, views, drawn, strict=True)
         ]
-
-    def state_dict(self) -> dict[str, object]:
-        """Nothing beyond the player."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        del state

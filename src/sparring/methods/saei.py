@@ -39,18 +39,17 @@ import torch
 from torch import Tensor
 
 from sparring.data.stream import ProblemStream
+from sparring.learner import PolicyLearner
 from sparring.models.policy import Policy
 from sparring.objective import segment_mean
 from sparring.perturb.attack import gradient_attack
 from sparring.perturb.space import Linf
 from sparring.policy_loss import PolicyLossConfig, optimise
-from sparring.rewards import Grader
-from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.rollout import SampleRequest, sample
 from sparring.rollout.collect import BatchConfig, collect
 from sparring.scoring import MicroBatch, pixel_gradients, score
 from sparring.seeding import derive_seed
 from sparring.types import Group, Layout, Metrics, Problem, Score, View, layout_of
-from sparring.update import Player
 
 TokenGroup = Literal["all", "lowest", "middle", "highest"]
 CLEAN, ADVERSARIAL = "clean", "adversarial"
@@ -117,28 +116,8 @@ def response_entropy(score: Score, layout: Layout, token_group: TokenGroup) -> T
     return segment_mean(entropy_T[is_in_T], rollout_T[is_in_T], layout.num_rollouts).sum()
 
 
-class SaEI:
+class SaEI(PolicyLearner[SaEIConfig]):
     """One player: the policy, which is also its own attacker's target."""
-
-    def __init__(
-        self,
-        config: SaEIConfig,
-        player: Player,
-        reference: Policy | None,
-        grader: Grader,
-        sampling: SamplingConfig,
-        *,
-        seed: int,
-        max_rows: int,
-    ) -> None:
-        self.config = config
-        self.players = {player.name: player}
-        self.player = player
-        self.reference = reference
-        self.grader = grader
-        self.sampling = sampling
-        self.seed = seed
-        self.max_rows = max_rows
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of mixed groups and the optimizer steps on it."""
@@ -230,13 +209,6 @@ class SaEI:
             torch.cat([part.logprobs_T for pair in pairs for part in pair]),
             torch.cat([_entropy_of(part) for pair in pairs for part in pair]),
         )
-
-    def state_dict(self) -> dict[str, object]:
-        """Nothing beyond the player."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        del state
 
 
 def attack(

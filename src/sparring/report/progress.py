@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINES = 12
 """Lines that a training run prints where no bar can be drawn."""
 
 
-class TrainingProgress:
-    """A bar with reward, accuracy, entropy, seconds per step and the time left."""
+class _Bar:
+    """A rich progress display that is shown within ``with``, on terminals only."""
 
-    def __init__(self, console: Console, num_steps: int) -> None:
+    def __init__(self, console: Console, label: str, total: int, *columns: ProgressColumn, is_transient: bool) -> None:
         self.console = console
-        self.num_steps = num_steps
         self.progress = Progress(
-            TextColumn("[bold]training"),
+            TextColumn(f"[bold]{label}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            *columns,
             TextColumn("[dim]left"),
             TimeRemainingColumn(),
             console=console,
+            transient=is_transient,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("training", total=num_steps, values="")
+        self.task = self.progress.add_task(label, total=total, values="")
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -38,6 +46,14 @@ class TrainingProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
+
+
+class TrainingProgress(_Bar):
+    """Steps, with reward, accuracy, entropy, seconds per step and the time left."""
+
+    def __init__(self, console: Console, num_steps: int) -> None:
+        super().__init__(console, "training", num_steps, TextColumn("{task.fields[values]}"), is_transient=False)
+        self.num_steps = num_steps
 
     def start_at(self, num_done: int) -> None:
         """Steps that an earlier start has done."""
@@ -55,32 +71,13 @@ class TrainingProgress:
             self.console.print(f"step {step}/{self.num_steps}  {values}")
 
 
-class TestingProgress:
-    """A bar over responses."""
+class TestingProgress(_Bar):
+    """Responses of a test."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     def __init__(self, console: Console, label: str, total: int) -> None:
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn(f"[bold]{label}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task(label, total=total)
-
-    def __enter__(self) -> TestingProgress:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+        super().__init__(console, label, total, is_transient=True)
 
     def advance(self, num: int) -> None:
         """``num`` more responses are done."""
