@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from sparring.data.scenes import SceneConfig, SceneProblems
-from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEIConfig, TokenGroup, attack
+from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEIConfig, TokenGroup, attack, response_entropy
 from sparring.models.policy import Policy
 from sparring.perturb.attack import random_sign
 from sparring.perturb.space import Linf
@@ -25,7 +25,7 @@ from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed, generator
-from sparring.types import Group, Metrics, View
+from sparring.types import Group, Metrics, Score, View, layout_of
 
 RATIO_EDGES = (0.1, 0.5, 0.8, 1.0, 1.3, 2.0, 10.0)
 """Edges of the histogram of pi(y | clean) / pi(y | attacked) on tokens sampled on the attacked picture."""
@@ -145,7 +145,8 @@ def _metrics(policy: Policy, groups: Sequence[Group], config: AttackSweepConfig)
     lengths = [rollout.token_ids.numel() for group in groups for rollout in group.rollouts]
     metrics = {
         "entropy": float(entropy_T.mean()),
-        "entropy_middle": _middle_entropy(entropy_T, lengths),
+        "entropy_middle": float(response_entropy(Score(source_T, entropy_T), layout_of(groups), "middle"))
+        / len(lengths),
         "accuracy": sum(reward.parts["answer"] for reward in rewards if reward is not None) / len(rewards),
         "length": sum(lengths) / len(lengths),
         "outside": float(is_outside_T.float().mean()),
@@ -154,14 +155,3 @@ def _metrics(policy: Policy, groups: Sequence[Group], config: AttackSweepConfig)
     for edge, low, high in zip((*RATIO_EDGES, float("inf")), (0.0, *below), (*below, 1.0), strict=True):
         metrics[f"ratio<={edge:g}"] = high - low
     return metrics
-
-
-def _middle_entropy(entropy_T: torch.Tensor, lengths: Sequence[int]) -> float:
-    """Mean over responses of the mean entropy of the middle third of their tokens by entropy."""
-    means = []
-    for entropies in entropy_T.split(list(lengths)):
-        ordered = entropies.sort().values
-        third = 3 * torch.arange(len(ordered), device=ordered.device) // max(1, len(ordered)) == 1
-        if third.any():
-            means.append(float(ordered[third].mean()))
-    return sum(means) / max(1, len(means))
