@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparring.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 WeightsExporter = Callable[[Path], None]
@@ -35,7 +37,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 _STATE, _TENSORS, _MANIFEST = "state.json", "state.safetensors", "manifest.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint could not be written, or none could be read."""
 
 

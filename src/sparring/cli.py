@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sparring import __version__
 from sparring.cli_parsing import fail, parse, parse_preset, require_path
+from sparring.errors import UserError
 
 if TYPE_CHECKING:
     from sparring.evaluation.suite import Outcome
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sparring {name}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
-        # What a user can mend: a wrong value, a missing or broken file. Everything else keeps its traceback.
+    except (UserError, FileNotFoundError) as error:
         fail(f"sparring {name}", str(error))
 
 

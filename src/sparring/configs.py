@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from sparring.errors import UserError
+
 Config = TypeVar("Config")
 
 _PLAIN: dict[Any, tuple[str, str]] = {
@@ -34,7 +36,7 @@ _PLAIN: dict[Any, tuple[str, str]] = {
 """How a leaf type is called in an error, one and many."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be; one line, naming field, value and fix."""
 
 

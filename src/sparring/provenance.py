@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO
 
+from sparring.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("sparring", "torch", "transformers")
@@ -94,14 +96,14 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any], *, is_synced: bool
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The records of a file. A last line that a crash cut off is left out, with a warning.
 
-    Raises ValueError, naming file and line, for any other line that is not a JSON object.
+    Raises UserError, naming file and line, for any other line that is not a JSON object.
     """
     *lines, tail = Path(path).read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         record = _record(line)
         if record is None:
-            raise ValueError(f"{path}, line {number}: not a JSON object; remove or repair the line")
+            raise UserError(f"{path}, line {number}: not a JSON object; remove or repair the line")
         records.append(record)
     if tail:
         last = _record(tail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
 from sparring.scoring import score
+from sparring.seeding import derive_seed
 from sparring.types import Group
 from sparring.update import OptimConfig, Player
 from tiny_models import response_logprobs, tiny_problem
@@ -92,17 +94,17 @@ def test_everything_is_on_the_clean_view(folder: Path, optimised: list[dict[str,
     assert math.isclose(metrics["entropy"], float(old.entropy_T.mean()), rel_tol=1e-5)
 
 
-def test_responses_depend_on_seed_step_and_problem(folder: Path) -> None:
+def test_responses_depend_on_seed_and_problem(folder: Path) -> None:
     problems = stream().take(3)
 
-    def texts(seed: int, step: int, ids: slice = slice(None)) -> list[tuple[str, ...]]:
-        groups = method_of(folder, small(), seed=seed).sample_groups(problems[ids], step=step)
+    def texts(seeds: Sequence[int], ids: slice = slice(None)) -> list[tuple[str, ...]]:
+        groups = method_of(folder, small()).sample_groups(problems[ids], seeds[ids])
         return [tuple(str(r.token_ids.tolist()) for r in group.rollouts) for group in groups]
 
-    expected = texts(0, 0)
-    assert expected == texts(0, 0) and expected[1:] == texts(0, 0, slice(1, None))
+    expected = texts((1, 2, 3))
+    assert expected == texts((1, 2, 3)) and expected[1:] == texts((1, 2, 3), slice(1, None))
     assert all(len(set(group)) > 1 for group in expected), "siblings differ"
-    assert not set(expected) & set(texts(0, 1)) and not set(expected) & set(texts(1, 0))
+    assert not set(expected) & set(texts((4, 5, 6)))
 
 
 @pytest.mark.parametrize("num_minibatches", [1, 3, 9])
@@ -155,7 +157,10 @@ def plain_step(policy: Policy, reference: Policy, groups: list[Group], loss: Pol
 def test_a_step_equals_plain_pytorch(folder: Path) -> None:
     config = small(loss=PolicyLossConfig(kl_coefficient=0.1))
     method, oracle = method_of(folder, config), method_of(folder, config)
-    groups = oracle.sample_groups(stream().take(3), step=0)
+    problems = stream().take(3)
+    groups = oracle.sample_groups(
+        problems, [derive_seed(derive_seed(oracle.seed, 0), p.id, i, "rollout") for i, p in enumerate(problems)]
+    )
     assert any(len(set(group.rewards_G.tolist())) > 1 for group in groups)
     before = weights_of(oracle)
     metrics = method.step(stream(), 0)

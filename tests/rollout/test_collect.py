@@ -54,9 +54,11 @@ class Maker:
     def __init__(self, has_signal: Sequence[bool]) -> None:
         self.has_signal = has_signal
         self.calls: list[list[int]] = []
+        self.seeds: list[int] = []
 
-    def __call__(self, problems: Sequence[Problem]) -> list[Group]:
+    def __call__(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         numbers = [int(problem.id) for problem in problems]
+        self.seeds += seeds
         self.calls.append(numbers)
         return [graded(p, (1.0, 0.0 if self.has_signal[n] else 1.0)) for p, n in zip(problems, numbers, strict=True)]
 
@@ -83,7 +85,7 @@ def test_dynamic_sampling_keeps_the_first_groups_with_signal(pattern: list[bool]
     for place, number in enumerate(order):
         has_signal[number] = pattern[place]
     make = Maker(has_signal)
-    kept, metrics = collect(stream, make, BatchConfig(wanted, dynamic_sampling=True, max_draws=max_draws))
+    kept, metrics = collect(stream, make, BatchConfig(wanted, dynamic_sampling=True, max_draws=max_draws), seed=0)
     drawn = [number for call in make.calls for number in call]
     assert drawn == order[: stream.position], "problems are taken in order, none is drawn and thrown away unseen"
     assert numbers_of(kept) == [number for number in drawn if has_signal[number]][:wanted]
@@ -103,7 +105,7 @@ def test_a_refill_draws_what_is_missing_over_the_share_kept() -> None:
     for place in (0, 1, 2, 6, 7, 12):
         has_signal[order[place]] = True
     make = Maker(has_signal)
-    kept, metrics = collect(stream, make, BatchConfig(6, dynamic_sampling=True))
+    kept, metrics = collect(stream, make, BatchConfig(6, dynamic_sampling=True), seed=0)
     assert [len(call) for call in make.calls] == [6, 6, 3]
     assert numbers_of(kept) == [order[place] for place in (0, 1, 2, 6, 7, 12)]
     assert metrics["draws"] == 3 and stream.position == 15
@@ -115,15 +117,25 @@ def test_a_refill_draws_what_is_missing_over_the_share_kept() -> None:
 def test_without_dynamic_sampling_one_draw_of_exactly_the_batch_is_kept() -> None:
     stream, order = numbered_stream(20)
     make = Maker([False] * 20)
-    kept, metrics = collect(stream, make, BatchConfig(7))
+    kept, metrics = collect(stream, make, BatchConfig(7), seed=0)
     assert make.calls == [order[:7]] and numbers_of(kept) == order[:7]
     assert metrics["draws"] == 1 and metrics["without_signal"] == 1 and stream.position == 7
+
+
+def test_every_draw_has_its_own_seed() -> None:
+    # Two problems, five wanted: three are drawn again, and must not answer with the same words.
+    def seeds(of: int) -> list[int]:
+        stream, make = numbered_stream(2)[0], Maker([True] * 2)
+        collect(stream, make, BatchConfig(5), seed=of)
+        return make.seeds
+
+    assert len(set(seeds(0) + seeds(1))) == 10 and seeds(0) == seeds(0)
 
 
 def test_running_out_of_draws_may_leave_nothing() -> None:
     stream, _ = numbered_stream(20)
     make = Maker([False] * 20)
-    kept, metrics = collect(stream, make, BatchConfig(4, dynamic_sampling=True, max_draws=3))
+    kept, metrics = collect(stream, make, BatchConfig(4, dynamic_sampling=True, max_draws=3), seed=0)
     assert kept == [] and len(make.calls) == 3 and metrics["accuracy"] == 1
 
 
@@ -131,10 +143,10 @@ def test_a_format_slip_is_no_signal() -> None:
     # All answers right, one badly formed: the rewards differ, the accuracies, which DAPO looks at, do not.
     stream, _ = numbered_stream(3)
 
-    def make(problems: Sequence[Problem]) -> list[Group]:
+    def make(problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         return [graded(problem, (1.0, 1.0), formats=(1.0, 0.0)) for problem in problems]
 
-    kept, metrics = collect(stream, make, BatchConfig(1, dynamic_sampling=True, max_draws=2))
+    kept, metrics = collect(stream, make, BatchConfig(1, dynamic_sampling=True, max_draws=2), seed=0)
     assert kept == [] and metrics["without_signal"] == 1 and metrics["format"] == 0.5
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from sparring.models.policy import Policy
-from sparring.perturb.attack import gradient_attack
 from sparring.perturb.corruptions import corrupt
 from sparring.perturb.space import Linf
-from sparring.scoring import MicroBatch, pixel_gradients
+from sparring.scoring import MicroBatch
 from sparring.seeding import derive_seed
 from sparring.types import Group, Score, View
+from sparring.view_attack import attack_views
 
 Threat = Literal["clean", "noisy", "attacked", "blank"]
 THREATS: tuple[Threat, ...] = get_args(Threat)
@@ -81,32 +81,23 @@ def threatened_views(
 def _attacked_views(
     policy: Policy, groups: Sequence[Group], config: ThreatConfig, temperature: float, token_budget: int
 ) -> list[View]:
-    counts = [len(group.views["clean"].images) for group in groups]
-
-    def cut(images: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        rest = iter(images)
-        return [tuple(next(rest) for _ in range(count)) for count in counts]
-
-    def gradients(images: tuple[Tensor, ...]) -> list[Tensor]:
-        shown = [replace(g, views={"clean": View("clean", own)}) for g, own in zip(groups, cut(images), strict=True)]
-        _, found = pixel_gradients(
-            policy, shown, view="clean", temperature=temperature, objective=_unlikelihood, token_budget=token_budget
-        )
-        return [gradient for of_group in found for gradient in of_group]
-
-    images = gradient_attack(
-        gradients,
-        [image for group in groups for image in group.views["clean"].images],
+    views, _ = attack_views(
+        policy,
+        groups,
+        view="clean",
+        name="attacked",
+        objective=_unlikelihood,
         budget=Linf(config.attack_radius),
         num_steps=config.attack_steps,
         step_size=2.5 * config.attack_radius / config.attack_steps,
+        temperature=temperature,
+        token_budget=token_budget,
+        provenance={
+            "operator": "response_attack",
+            "parameters": {"radius": config.attack_radius, "num_steps": config.attack_steps},
+        },
     )
-    provenance = {
-        "operator": "response_attack",
-        "parameters": {"radius": config.attack_radius, "num_steps": config.attack_steps},
-        "parent": {"name": "clean"},
-    }
-    return [View("attacked", own, provenance) for own in cut(images)]
+    return views
 
 
 def _unlikelihood(score: Score, micro: MicroBatch) -> Tensor:

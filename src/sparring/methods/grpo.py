@@ -68,7 +68,7 @@ class GRPO(PolicyLearner[GRPOConfig]):
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
         config, policy = self.config, self.player.policy
-        groups, metrics = collect(stream, partial(self.sample_groups, step=step), config.batch)
+        groups, metrics = collect(stream, self.sample_groups, config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         rescore = partial(
@@ -90,12 +90,12 @@ class GRPO(PolicyLearner[GRPOConfig]):
             num_minibatches=config.num_minibatches,
         )
 
-    def sample_groups(self, problems: Sequence[Problem], *, step: int) -> list[Group]:
+    def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         """Graded groups sampled on the clean view."""
         views = [self.player.policy.processor.clean_view(problem) for problem in problems]
         requests = [
-            SampleRequest(problem, view, self.config.group_size, derive_seed(self.seed, step, problem.id, "rollout"))
-            for problem, view in zip(problems, views, strict=True)
+            SampleRequest(problem, view, self.config.group_size, seed)
+            for problem, view, seed in zip(problems, views, seeds, strict=True)
         ]
         drawn = sample(self.player.policy, requests, self.sampling, max_rows=self.max_rows)
         return [

@@ -18,7 +18,7 @@ One step:
 | (1), (5) advantage over the mixed group | `policy_loss.advantages_N` |
 | (2) clipped objective with reference KL | `policy_loss.policy_loss` |
 | (3) response entropy, (7) its middle third | `response_entropy` with `token_group` ``all``, ``middle`` |
-| (4) attacked picture | `attack`, `perturb.attack.gradient_attack` |
+| (4) attacked picture | `attack`, `view_attack.attack_views` |
 | (6) clean numerator, source-view denominator | ``view="clean"`` and `SaEI._source_scores` |
 
 **Deviations.** The paper's step size is unknown, and so is the space it is in; ours (`step_size`, pixels in [0, 1])
@@ -42,14 +42,14 @@ from sparring.data.stream import ProblemStream
 from sparring.learner import PolicyLearner
 from sparring.models.policy import Policy
 from sparring.objective import segment_mean
-from sparring.perturb.attack import gradient_attack
 from sparring.perturb.space import Linf
 from sparring.policy_loss import PolicyLossConfig, optimise
 from sparring.rollout import SampleRequest, sample
 from sparring.rollout.collect import BatchConfig, collect
-from sparring.scoring import MicroBatch, pixel_gradients, score
+from sparring.scoring import MicroBatch, score
 from sparring.seeding import derive_seed
 from sparring.types import Group, Layout, Metrics, Problem, Score, View, layout_of
+from sparring.view_attack import attack_views
 
 TokenGroup = Literal["all", "lowest", "middle", "highest"]
 CLEAN, ADVERSARIAL = "clean", "adversarial"
@@ -123,9 +123,8 @@ class SaEI(PolicyLearner[SaEIConfig]):
         """One batch of mixed groups and the optimizer steps on it."""
         config, temperature = self.config, self.sampling.temperature
         clean_scores: dict[Group, Score] = {}
-        groups, metrics = collect(
-            stream, partial(self.sample_groups, step=step, clean_scores=clean_scores), config.batch
-        )
+        make_groups = partial(self.sample_groups, clean_scores=clean_scores)
+        groups, metrics = collect(stream, make_groups, config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         old = self._source_scores(groups, clean_scores)
@@ -156,11 +155,12 @@ class SaEI(PolicyLearner[SaEIConfig]):
             is_watched_T={CLEAN: ~is_adversarial_T, ADVERSARIAL: is_adversarial_T},
         )
 
-    def sample_groups(self, problems: Sequence[Problem], *, step: int, clean_scores: dict[Group, Score]) -> list[Group]:
+    def sample_groups(
+        self, problems: Sequence[Problem], seeds: Sequence[int], *, clean_scores: dict[Group, Score]
+    ) -> list[Group]:
         """Graded groups: clean responses, then those to the attacked picture. Fills in the scores of the clean ones."""
         policy, config = self.player.policy, self.config
         views = [policy.processor.clean_view(problem) for problem in problems]
-        seeds = [derive_seed(self.seed, step, problem.id, "rollout") for problem in problems]
         drawn = sample(
             policy,
             [SampleRequest(p, v, config.num_clean, s) for p, v, s in zip(problems, views, seeds, strict=True)],
@@ -220,50 +220,29 @@ def attack(
         policy: attacked, and left as it is: no parameter gradient is computed.
         groups: with a clean view and the responses whose entropy is to rise.
     """
-    counts = [len(group.views[CLEAN].images) for group in groups]
-    first_scores: list[Score] = []
-
-    def entropy_gradients(images: tuple[Tensor, ...]) -> list[Tensor]:
-        shown = [
-            replace(group, views={CLEAN: View(CLEAN, of_group)})
-            for group, of_group in zip(groups, _split(images, counts), strict=True)
-        ]
-        scored, gradients = pixel_gradients(
-            policy,
-            shown,
-            view=CLEAN,
-            temperature=temperature,
-            objective=objective,
-            token_budget=token_budget,
-            with_entropy=True,
-        )
-        first_scores.append(scored)
-        return [gradient for of_group in gradients for gradient in of_group]
 
     def objective(scored: Score, micro: MicroBatch) -> Tensor:
         return response_entropy(scored, micro.layout, config.token_group)
 
-    images = gradient_attack(
-        entropy_gradients,
-        [image for group in groups for image in group.views[CLEAN].images],
+    return attack_views(
+        policy,
+        groups,
+        view=CLEAN,
+        name=ADVERSARIAL,
+        objective=objective,
         budget=Linf(min(1.0, config.num_attack_steps * config.step_size)),
         num_steps=config.num_attack_steps,
         step_size=config.step_size,
-    )
-    provenance = {
-        "operator": "entropy_attack",
-        "parameters": {
-            "step_size": config.step_size, "num_steps": config.num_attack_steps, "token_group": config.token_group,
+        temperature=temperature,
+        token_budget=token_budget,
+        with_entropy=True,
+        provenance={
+            "operator": "entropy_attack",
+            "parameters": {
+                "step_size": config.step_size, "num_steps": config.num_attack_steps, "token_group": config.token_group,
+            },
         },
-        "parent": {"name": CLEAN},
-    }  # fmt: skip
-    return [View(ADVERSARIAL, of_group, provenance) for of_group in _split(images, counts)], first_scores[0]
-
-
-def _split(images: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """Images end to end, cut into those of each group."""
-    rest = iter(images)
-    return [tuple(next(rest) for _ in range(count)) for count in counts]
+    )  # fmt: skip
 
 
 def _per_group(scored: Score, groups: Sequence[Group]) -> list[Score]:

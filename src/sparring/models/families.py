@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
@@ -14,6 +15,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from sparring.errors import UserError
 from sparring.models import vision_attention
 
 FAMILIES: dict[str, type[PreTrainedModel]] = {
@@ -36,7 +38,8 @@ def load_vlm(folder: Path) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: the folder, its ``config.json`` or its safetensors weights are missing.
-        ValueError: the family is unknown, the weights are incomplete, or the model uses sliding-window attention.
+        UserError: the files are damaged, the family is unknown, the weights are incomplete, or the model uses
+            sliding-window attention.
     """
     model_class = _model_class(folder)
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
@@ -44,20 +47,25 @@ def load_vlm(folder: Path) -> PreTrainedModel:
             f"{folder} has neither model.safetensors nor model.safetensors.index.json: only safetensors are read, so "
             f"convert other weights with transformers' save_pretrained"
         )
-    loaded: Any = model_class.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    try:
+        loaded: Any = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: transformers cannot read its weights, fetch them again: {_one_line(error)}"
+        ) from error
     vlm: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
     # transformers fills missing weights with random numbers and only warns.
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {len(missing)} weights of a {model_class.__name__}, the first is {missing[0]!r}: "
             f"complete the checkpoint, or correct model_type in config.json"
         )
@@ -65,11 +73,15 @@ def load_vlm(folder: Path) -> PreTrainedModel:
     vlm.model.visual.config._attn_implementation = vision_attention.NAME
     if "sliding_attention" in getattr(vlm.config.get_text_config(), "layer_types", ()):
         # A window counts tokens; in a packed row other responses stand between a token and its prefix.
-        raise ValueError(
+        raise UserError(
             f"{folder}: sliding-window attention cannot be scored in packed rows: set use_sliding_window to false "
             f"in config.json if responses stay shorter than the window"
         )
     return vlm
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _model_class(folder: Path) -> type[PreTrainedModel]:
@@ -80,7 +92,12 @@ def _model_class(folder: Path) -> type[PreTrainedModel]:
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: give the folder that holds the checkpoint's files")
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} is not the configuration of a model, fetch it again: {_one_line(error)}"
+        ) from error
     if family not in FAMILIES:
-        raise ValueError(f"{folder} holds a model of family {family!r}: supported are {', '.join(FAMILIES)}")
+        raise UserError(f"{folder} holds a model of family {family!r}: supported are {', '.join(FAMILIES)}")
     return FAMILIES[family]

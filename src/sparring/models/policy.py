@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from sparring.errors import UserError
 from sparring.models.families import bundled_path, load_vlm
 from sparring.models.head import token_logprobs
 from sparring.models.packing import PackedBatch, RowCost
@@ -204,15 +205,15 @@ class Policy:
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
-            ValueError: an unknown precision or model family, or files that do not belong together.
+            UserError: an unknown precision or model family, or files that do not belong together.
         """
         if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}: use one of {', '.join(get_args(Precision))}")
+            raise UserError(f"precision is {precision!r}: use one of {', '.join(get_args(Precision))}")
         folder = bundled_path() if path == "bundled" else Path(path)
         vlm = load_vlm(folder)
         processor = Processor.from_pretrained(folder)
         if processor.image_token_id != vlm.config.image_token_id:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: the tokenizer's image placeholder has id {processor.image_token_id}, config.json says "
                 f"image_token_id {vlm.config.image_token_id}: take both files from the same checkpoint"
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from sparring.errors import UserError
 from sparring.models.preprocess import PatchSettings, grid_of
 from sparring.types import Problem, View
 
@@ -53,9 +54,9 @@ class Processor:
         self.max_pixels: int = image_processor.size["longest_edge"]
         vocabulary = tokenizer.get_vocab()
         if IMAGE_TOKEN not in vocabulary:
-            raise ValueError(f"the tokenizer has no {IMAGE_TOKEN}: use the one of a Qwen vision-language checkpoint")
+            raise UserError(f"the tokenizer has no {IMAGE_TOKEN}: use the one of a Qwen vision-language checkpoint")
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
+            raise UserError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
         self.image_token_id: int = vocabulary[IMAGE_TOKEN]
         self.banned_token_ids = tuple(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         """Never to be sampled: the model would look for a picture that is not there."""
@@ -75,7 +76,7 @@ class Processor:
 
         Raises:
             FileNotFoundError: one of the three is missing.
-            ValueError: they are not those of a Qwen vision-language model.
+            UserError: they are not those of a Qwen vision-language model.
         """
         folder = Path(folder)
         _require(folder, "tokenizer", "tokenizer.json", "vocab.json")
@@ -108,7 +109,7 @@ class Processor:
             float32 (3, H', W') in [0, 1], multiples of 1/255.
         """
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(
+            raise UserError(
                 f"a picture has shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB of shape (3, H, W)"
             )
         size = self._model_size(image.shape[1], image.shape[2])
@@ -135,13 +136,13 @@ class Processor:
             instruction: appended to the question behind a blank, as EasyR1's format prompts are.
 
         Raises:
-            ValueError: a picture is not at model size, or the text contains the image placeholder.
+            UserError: a picture is not at model size, or the text contains the image placeholder.
         """
         grid = []
         for height, width in sizes:
             model_size = self._model_size(height, width)
             if model_size != (height, width):
-                raise ValueError(
+                raise UserError(
                     f"a picture of {height} x {width} pixels (height x width) is not at model size, {model_size[0]} x "
                     f"{model_size[1]} with {self.min_pixels} to {self.max_pixels} pixels: use Processor.fit"
                 )
@@ -154,7 +155,7 @@ class Processor:
         ids = torch.tensor(self.tokenizer(rendered, add_special_tokens=False).input_ids, dtype=torch.int64)
         is_placeholder = ids == self.image_token_id
         if int(is_placeholder.sum()) != len(sizes):
-            raise ValueError(
+            raise UserError(
                 f"the prompt has {int(is_placeholder.sum())} image placeholders for {len(sizes)} pictures: remove "
                 f"{IMAGE_TOKEN} from the question, or use a chat template that shows pictures"
             )
@@ -172,7 +173,7 @@ class Processor:
     def _model_size(self, height: int, width: int) -> tuple[int, int]:
         size = smart_resize(height, width, self.patches.factor, self.min_pixels, self.max_pixels)
         if size[0] * size[1] > self.max_pixels:
-            raise ValueError(
+            raise UserError(
                 f"a picture of {height} x {width} pixels (height x width) is too long to fit into the budget of "
                 f"{self.max_pixels} pixels: crop it, or raise size.longest_edge in preprocessor_config.json"
             )
@@ -210,7 +211,7 @@ def mrope_positions(is_image_S: Tensor, grid_thw: Tensor, merge_size: int) -> Te
 def _patch_settings(image_processor: Qwen2VLImageProcessorPil) -> PatchSettings:
     steps = {name: getattr(image_processor, name) for name in ("do_resize", "do_rescale", "do_normalize")}
     if not all(steps.values()) or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
-        raise ValueError(
+        raise UserError(
             f"the image processor has {steps} and rescale_factor {image_processor.rescale_factor}: only resizing, "
             f"rescaling by 1/255 and normalising together are supported; correct preprocessor_config.json"
         )

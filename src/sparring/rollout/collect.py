@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from sparring.advantages import has_signal
 from sparring.data.stream import ProblemStream
+from sparring.seeding import derive_seed
 from sparring.types import Group, Metrics, Problem
 
-MakeGroups = Callable[[Sequence[Problem]], list[Group]]
-"""From problems to graded groups, one each."""
+MakeGroups = Callable[[Sequence[Problem], Sequence[int]], list[Group]]
+"""From problems and the seeds of their rollouts to graded groups, one each."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ class BatchConfig:
             raise ValueError(f"max_draws={self.max_draws} must be >= 1: a step draws at least once")
 
 
-def collect(stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig) -> tuple[list[Group], Metrics]:
+def collect(
+    stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig, *, seed: int
+) -> tuple[list[Group], Metrics]:
     """Graded groups for one step.
+
+    Args:
+        seed: of this step. A problem that a step draws twice, as happens with few problems, gets two seeds.
 
     Returns:
         ``prompts_per_step`` groups, fewer only if dynamic sampling ran out of draws (none at worst), and metrics over
@@ -52,7 +58,9 @@ def collect(stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig)
         # Draw what is missing over the share kept so far: neither one by one nor a whole batch for the last group.
         rate = max(len(kept), 1) / max(len(drawn), 1)
         num = min(config.prompts_per_step, math.ceil(missing / rate))
-        groups = make_groups(stream.take(num))
+        problems = stream.take(num)
+        seeds = [derive_seed(seed, problem.id, len(drawn) + i, "rollout") for i, problem in enumerate(problems)]
+        groups = make_groups(problems, seeds)
         drawn += groups
         kept += [group for group in groups if not config.dynamic_sampling or has_signal(group, "answer")]
         num_draws += 1

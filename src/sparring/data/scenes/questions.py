@@ -72,7 +72,7 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many, and are there more of one kind than of another."""
     kinds = list(COLOURS) if rng.uniform() < 0.5 else list(SHAPES)
     counts = {kind: len(matching(scene, kind)) for kind in kinds}
-    if rng.uniform() < 0.5:
+    if rng.uniform() < 0.6:
         # Within a scene every count that occurs is equally likely, so that guessing a common number pays little.
         target = _pick(rng, [str(n) for n in sorted(set(counts.values()) | {0})])
         fitting = [kind for kind, count in counts.items() if count == int(target)]
@@ -178,7 +178,8 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not there and (colour, shape) in UNSEEN_PAIRS and scene.texture not in UNSEEN_TEXTURES:
         # Such a pair is never there outside the out-of-distribution split: the words alone would give the answer away.
         return None
-    text = _pick(rng, [f"Is there a {name}?", f"Can you see a {name}?", f"Does the picture show a {name}?"])
+    a = "an" if name[0] in "aeiou" else "a"
+    text = _pick(rng, [f"Is there {a} {name}?", f"Can you see {a} {name}?", f"Does the picture show {a} {name}?"])
     return Question("attribute", "exists", text, _yes(there), "yes_no", found, (name,))
 
 

@@ -1,9 +1,9 @@
 """How the bundled model is taught to think about a scene: four styles, each in varied wording.
 
 A model that knows one way of reasoning has nothing to explore. So every question has four: *list* names objects with
-their coordinates and works from them, *regions* sweeps the picture roughly, *glance* says the impression at once,
-*verify* guesses first and then checks. They differ in length and in how reliable they are, which reinforcement can find
-out.
+their coordinates and works from them, *regions* sweeps the picture roughly, *glance* says the impression at once and
+is rash now and then, *verify* guesses first and then checks. They differ in length and in how reliable they are, which
+reinforcement can find out.
 """
 
 from __future__ import annotations
@@ -15,16 +15,24 @@ import numpy as np
 from sparring.data.scenes.questions import SIDES, Question, matching
 from sparring.data.scenes.world import COLOURS, GRID, SHAPES, Scene, Thing
 
-STYLES: dict[str, float] = {"list": 0.27, "regions": 0.20, "glance": 0.35, "verify": 0.18}
-"""Each style with its share of the supervised responses."""
+STYLES = ("list", "regions", "glance", "verify")
+STYLE_SHARES: dict[str, tuple[float, float, float, float]] = {
+    "counting": (0.28, 0.20, 0.34, 0.18),
+    "relation": (0.40, 0.20, 0.12, 0.28),
+    "attribute": (0.27, 0.20, 0.35, 0.18),
+}
+"""Share of each style in the supervised responses of a family. Few glances at relations: two objects must be found."""
+RASH = 0.2
+"""Share of glances whose answer is wrong."""
+DOUBTFUL = 0.25
+"""Share of first guesses, in *verify*, that the check corrects."""
 
 
 class _Voice:
-    """Draws wording; one per response, so that a response keeps to its habits."""
+    """Draws wording."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.at = self.one_of("at", "near", "around", "by")
         self.so = self.one_of("so", "thus", "hence", "that gives", "this means")
 
     def one_of(self, *options: str) -> str:
@@ -34,7 +42,7 @@ class _Voice:
         return bool(self.rng.uniform() < probability)
 
     def place(self, thing: Thing) -> str:
-        return f"{self.at} {thing.column} {thing.row}"
+        return f"{self.one_of('at', 'near', 'around', 'by')} {thing.column} {thing.row}"
 
     def opening(self) -> str:
         return self.one_of("let me look .", "looking closely .", "first the objects .", "step by step .", "I search .")
@@ -47,30 +55,40 @@ class _Voice:
 
 
 def respond(scene: Scene, question: Question, rng: np.random.Generator, style: str | None = None) -> str:
-    """A response in the model's format: a think block, then the boxed answer.
+    """A response in the model's format: a think block, then the boxed answer. Right, but for a rash glance.
 
     Args:
-        style: one of `STYLES`; drawn by their shares if None.
+        style: one of `STYLES`; drawn by the family's shares if None.
     """
     if style is None:
-        style = str(rng.choice(list(STYLES), p=list(STYLES.values())))
+        style = str(rng.choice(STYLES, p=STYLE_SHARES[question.family]))
     voice = _Voice(rng)
-    if style == "verify":
-        guess = _first_guess(question, voice)
+    answer = question.answer
+    if style == "glance":
+        answer = _impression(question, voice, wrong=RASH)
+        thought = _glance(answer, voice)
+    elif style == "verify":
+        guess = _impression(question, voice, wrong=DOUBTFUL)
         lead = voice.one_of("my guess is", "at first sight", "it might be", "a guess :")
         check = voice.one_of("let me check .", "checking .", "now I verify .", "is that true ?")
         thought = f"{lead} {guess} . {check} {_THINKERS[question.form](scene, question, 'list', voice)}"
     else:
         thought = _THINKERS[question.form](scene, question, style, voice)
-    return f"<think>{thought}</think>\\boxed{{{question.answer}}}"
+    return f"<think>{thought}</think>\\boxed{{{answer}}}"
 
 
-def _first_guess(question: Question, voice: _Voice) -> str:
-    """A first impression: right three times in four, so that the check has work to do."""
-    if voice.chance(0.75):
+def _glance(answer: str, voice: _Voice) -> str:
+    first = voice.one_of("at a glance ,", "quickly ,", "just looking ,", "all in all ,")
+    verb = voice.one_of("I think", "I would say", "it seems", "it looks like")
+    return f"{first} {verb} {answer} {voice.one_of('.', '!', ', probably .', ', or so .')}"
+
+
+def _impression(question: Question, voice: _Voice, *, wrong: float) -> str:
+    """The answer, or, as often as ``wrong`` says, a rival of it."""
+    if not voice.chance(wrong):
         return question.answer
     if question.answer_kind == "number":
-        return str(max(0, int(question.answer) + (1 if voice.chance(0.5) else -1)))
+        return str(abs(int(question.answer) + voice.rng.choice((-1, 1))))
     if question.answer_kind == "yes_no":
         return "no" if question.answer == "yes" else "yes"
     rivals: Sequence[str] = {
@@ -79,7 +97,7 @@ def _first_guess(question: Question, voice: _Voice) -> str:
         "shape": SHAPES,
         "which": question.subjects[:2],
     }[question.form]
-    return voice.one_of(*rivals)
+    return voice.one_of(*(rival for rival in rivals if rival != question.answer))
 
 
 def _enumerate(things: Sequence[Thing], voice: _Voice) -> str:
@@ -104,24 +122,17 @@ def _sweep(things: Sequence[Thing], voice: _Voice) -> str:
 
 
 def _think_count(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
-    number = len(question.things)
-    if style == "glance":
-        return voice.one_of(
-            f"it looks like {number} of them", f"I see {number}", f"I think {number}", f"there seem to be {number}"
-        )
     if style == "regions":
         return (
             f"{voice.one_of('I sweep the picture .', 'going down .', 'by regions .')} {_sweep(question.things, voice)}"
         )
-    return f"{voice.opening()} {_enumerate(question.things, voice)} , {voice.so} {number}"
+    return f"{voice.opening()} {_enumerate(question.things, voice)} , {voice.so} {len(question.things)}"
 
 
 def _think_compare(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
     first, second = (matching(scene, kind) for kind in question.subjects)
     sign = ">" if len(first) > len(second) else "<" if len(first) < len(second) else "="
     verdict = f"{len(first)} {sign} {len(second)}"
-    if style == "glance":
-        return voice.one_of(f"it looks like {verdict}", f"I think {verdict}", f"I see {verdict}")
     tell = _sweep if style == "regions" else _enumerate
     start = voice.one_of("I sweep the picture .", "by regions .") if style == "regions" else voice.opening()
     parts = [f"{kind} : {tell(things, voice)}" for kind, things in zip(question.subjects, (first, second), strict=True)]
@@ -137,10 +148,6 @@ def _think_pair(scene: Scene, question: Question, style: str, voice: _Voice) -> 
     dx, dy = first.x - second.x, first.y - second.y
     is_across = abs(dx) > abs(dy)
     side = ("left" if dx < 0 else "right") if is_across else ("above" if dy < 0 else "below")
-    if style == "glance":
-        return voice.one_of(
-            f"the first looks {side}", f"I think {side}", f"{first.name} seems {side}", f"it looks like {side}"
-        )
     if style == "regions":
         lies = voice.one_of("is", "lies", "sits")
         return (
@@ -160,8 +167,6 @@ def _think_look(scene: Scene, question: Question, style: str, voice: _Voice) -> 
     """The colour or shape of one described object."""
     thing, described = question.things[0], question.subjects[0]
     looks = voice.one_of("looks", "is", "seems", "appears")
-    if style == "glance":
-        return voice.one_of(f"it {looks} {question.answer}", f"I see {question.answer}", f"I think {question.answer}")
     where = voice.region(thing) if style == "regions" else voice.place(thing)
     start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
     return f"{start} {described} {where} , it {looks} {question.answer} , {voice.so} {thing.name}"
@@ -170,9 +175,6 @@ def _think_look(scene: Scene, question: Question, style: str, voice: _Voice) -> 
 def _think_exists(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
     colour, shape = question.subjects[0].split()
     is_there = bool(question.things)
-    if style == "glance":
-        seen = "there is one" if is_there else "there is none"
-        return voice.one_of(f"I think {seen}", f"it looks like {seen}", f"I see {seen}")
     alike = [t for t in scene.in_reading_order if colour == t.colour or shape == t.shape]
     start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
     joint = voice.one_of(",", "and", ";")

@@ -1,6 +1,6 @@
 """What a generated scene is made of, how one is drawn, and how a scene is drawn as pixels.
 
-A scene is a small picture (96 x 96) with three to eight flat objects on a textured background. Difficulty, in [0, 1],
+A scene is a small picture (96 x 96) with four to eight flat objects on a textured background. Difficulty, in [0, 1],
 lowers the contrast of the objects, shrinks them, and strengthens the texture behind them, so that perception, not only
 reasoning, decides the answer.
 """
@@ -114,7 +114,7 @@ class Scene:
 
 
 def draw_scene(
-    rng: np.random.Generator, *, difficulty: float, num_things: tuple[int, int] = (3, 6), unseen: bool = False
+    rng: np.random.Generator, *, difficulty: float, num_things: tuple[int, int] = (4, 6), unseen: bool = False
 ) -> Scene:
     """Draw a scene at random.
 
@@ -126,13 +126,13 @@ def draw_scene(
     """
     base_value = rng.uniform(0.35, 0.65)
     base_rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.0, 0.15), base_value)
-    contrast = 1.0 - difficulty * rng.uniform(0.45, 0.75)
+    contrast = 1.0 - difficulty * rng.uniform(0.55, 0.85)
     wanted = int(rng.integers(num_things[0], num_things[1] + 1))
     things: list[Thing] = []
     for _ in range(60):
         if len(things) == wanted:
             break
-        radius = rng.uniform(8.5, 11.0) - difficulty * rng.uniform(1.5, 4.0)
+        radius = rng.uniform(8.0, 10.5) - difficulty * rng.uniform(2.0, 5.0)
         x, y = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
         if any(math.hypot(x - t.x, y - t.y) < radius + t.radius + 3 for t in things):
             continue
@@ -168,7 +168,7 @@ def _paint(
     rng: np.random.Generator, colour: str, base_rgb: tuple[float, float, float], contrast: float
 ) -> tuple[float, float, float]:
     hue, saturation, value = colorsys.rgb_to_hsv(*COLOURS[colour])
-    hue = (hue + rng.normal(0.0, 0.008)) % 1.0
+    hue = (hue + rng.normal(0.0, 0.012)) % 1.0
     value = min(1.0, max(0.0, value + rng.uniform(-0.05, 0.05)))
     full = colorsys.hsv_to_rgb(hue, saturation, value)
     red, green, blue = (base + contrast * (channel - base) for base, channel in zip(base_rgb, full, strict=True))

@@ -1,0 +1,117 @@
+"""What is taught: batches of pictures, questions and answers, each drawn from (seed, phase, step) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from sparring.data.scenes.questions import FAMILIES, ask
+from sparring.data.scenes.reasoning import perceive, respond
+from sparring.data.scenes.world import COLOURS, GRID, SHAPES, SIZE, Scene, draw_scene, render
+from sparring.recipes.bundled_vlm.config import DESCRIBE, SEE, SHARPEN, BundledVLMConfig
+from sparring.recipes.bundled_vlm.model import MERGE, NUM_IMAGE_TOKENS, PATCH
+
+SHARPEN_SHARES = {"counting": 0.3, "relation": 0.5, "attribute": 0.2}
+"""Share of each family in the last phase; before it they are equal."""
+NONE = -100
+"""Label of a property that a cell does not have; ignored by the loss."""
+CELL_CLASSES = (2, len(COLOURS), len(SHAPES), GRID, GRID)
+"""Number of values of each property of a cell."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupervisedBatch:
+    """Rows of one picture and several questions each; B rows of L tokens."""
+
+    pictures: Tensor
+    """uint8 (B, 3, H, W)."""
+    cells: Tensor
+    """int64 (B, image tokens, 5): whether an object's centre is there, its colour, shape, column and row, or NONE."""
+    input_ids: Tensor
+    """int64 (B, L)."""
+    positions: Tensor
+    """int64 (B, L): text positions; the picture's own mRoPE positions replace those of its tokens."""
+    segment: Tensor
+    """int64 (B, L): 0 for the picture's prefix, 1.. for each question, -1 for padding."""
+    is_target: Tensor
+    """bool (B, L): tokens that are predicted, those of the responses."""
+
+
+class Lessons(IterableDataset[SupervisedBatch]):
+    """The batches of one phase from a given step on, each drawn from (seed, phase, step) alone."""
+
+    def __init__(
+        self, config: BundledVLMConfig, tokenizer: PreTrainedTokenizerFast, phase: int, first_step: int
+    ) -> None:
+        self.config, self.tokenizer, self.phase, self.first_step = config, tokenizer, phase, first_step
+        self.num_steps = config.steps[phase]
+
+    def __iter__(self) -> Iterator[SupervisedBatch]:
+        for step in range(self.first_step, self.num_steps):
+            rng = np.random.default_rng((self.config.seed, self.phase, step))
+            # Seeing starts with easy pictures: the first thing to find out is that the picture matters.
+            hardest = min(1.0, 0.3 + step / 600) if self.phase == SEE else 1.0
+            num_pictures = self.config.pictures[self.phase]
+            yield self._batch(
+                [draw_scene(rng, difficulty=float(rng.uniform(0, hardest))) for _ in range(num_pictures)], rng
+            )
+
+    def _batch(self, scenes: Sequence[Scene], rng: np.random.Generator) -> SupervisedBatch:
+        rows = [self._row(scene, rng) for scene in scenes]
+        length = math.ceil(max(len(row[0]) for row in rows) / 16) * 16
+        pad = int(self.tokenizer.pad_token_id)
+        columns = [
+            torch.tensor([list(row[i]) + [fill] * (length - len(row[i])) for row in rows])
+            for i, fill in enumerate((pad, 0, -1, False))
+        ]
+        pictures = torch.stack([render(scene) for scene in scenes])
+        return SupervisedBatch(pictures, torch.stack([cell_labels(scene) for scene in scenes]), *columns)
+
+    def _row(self, scene: Scene, rng: np.random.Generator) -> tuple[list[int], list[int], list[int], list[bool]]:
+        """Token ids, text positions, segments and targets of one picture's row."""
+        ids = self._encode("<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>")
+        start = prefix_end(ids)
+        positions, segments, targets = [0] * len(ids), [0] * len(ids), [False] * len(ids)
+        for number in range(1, (self.config.questions if self.phase != SEE else 0) + 1):
+            text, answer = self._lesson(scene, rng)
+            asked = self._encode(f"{text}<|im_end|>\n<|im_start|>assistant\n")
+            answered = self._encode(f"{answer}<|im_end|>")
+            ids += asked + answered
+            positions += range(start, start + len(asked) + len(answered))
+            segments += [number] * (len(asked) + len(answered))
+            targets += [False] * len(asked) + [True] * len(answered)
+        return ids, positions, segments, targets
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _lesson(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        if self.phase == DESCRIBE or rng.uniform() < self.config.description_share:
+            return perceive(scene, rng)
+        shares = [SHARPEN_SHARES[family] for family in FAMILIES] if self.phase == SHARPEN else None
+        question = ask(scene, str(rng.choice(list(FAMILIES), p=shares)), rng)
+        return perceive(scene, rng) if question is None else (question.text, respond(scene, question, rng))
+
+
+def cell_labels(scene: Scene) -> Tensor:
+    """What each image token should see, int64 (image tokens, 5); of two centres in a cell the first drawn counts."""
+    labels = torch.full((NUM_IMAGE_TOKENS, 5), NONE)
+    labels[:, 0] = 0
+    side = PATCH * MERGE
+    for thing in reversed(scene.things):
+        cell = int(thing.y / side) * (SIZE // side) + int(thing.x / side)
+        colour, shape = list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)
+        labels[cell] = torch.tensor([1, colour, shape, thing.column, thing.row])
+    return labels
+
+
+def prefix_end(prefix: Sequence[int]) -> int:
+    """The mRoPE position after the prefix: an n x n picture advances positions by n, not by n squared."""
+    return len(prefix) - NUM_IMAGE_TOKENS + math.isqrt(NUM_IMAGE_TOKENS)
