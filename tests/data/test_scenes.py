@@ -15,7 +15,7 @@ import torch
 
 from sparring.data.scenes import SPLITS, SceneConfig, SceneProblems, dataset
 from sparring.data.scenes.questions import FAMILIES, Question, ask
-from sparring.data.scenes.reasoning import RASH, STYLE_SHARES, STYLES, perceive, respond
+from sparring.data.scenes.reasoning import RASH, STYLE_SHARES, STYLES, perceive, respond, style_of
 from sparring.data.scenes.world import (
     COLOURS,
     GRID,
@@ -386,6 +386,13 @@ def test_conclusions_agree_with_the_answer() -> None:
             case "which":
                 first_named = question.subjects[0]
                 assert (thought.split()[-1] == question.subjects[2]) == (question.answer == first_named)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_response_tells_its_style(style: str) -> None:
+    rng = np.random.default_rng(3)
+    assert {style_of(respond(scene, question, rng, style)) for scene, question in drawn()[::3]} == {style}
+    assert style_of("<think>I wonder</think>\\boxed{1}") is None
 
 
 def test_styles_are_drawn_by_their_shares_and_wording_varies() -> None:

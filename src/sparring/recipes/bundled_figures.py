@@ -10,6 +10,8 @@ from pathlib import Path
 from sparring.advantages import has_signal
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
+from sparring.data.scenes.questions import FAMILIES
+from sparring.data.scenes.reasoning import STYLES, style_of
 from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
 from sparring.methods.saei import TokenGroup, in_token_group_T
 from sparring.models.policy import Policy
@@ -65,7 +67,7 @@ def bundled_figures(config: FiguresConfig) -> dict[str, Metrics]:
 
 
 def _sampled(policy: Policy, problems: Sequence[Problem], sampling: SamplingConfig, grader: Grader) -> Metrics:
-    """Eight responses to each problem: pass@8, average, groups without signal, entropy."""
+    """Eight responses to each problem: pass@8, average, groups without signal, entropy, styles of reasoning."""
     views = [policy.processor.clean_view(problem) for problem in problems]
     requests = [SampleRequest(p, v, 8, derive_seed(0, p.id, "figures")) for p, v in zip(problems, views, strict=True)]
     drawn = sample(policy, requests, sampling, max_rows=512)
@@ -83,6 +85,12 @@ def _sampled(policy: Policy, problems: Sequence[Problem], sampling: SamplingConf
         "entropy": float(scored.entropy_T.mean()),
         "length": layout.num_tokens / layout.num_rollouts,
     }
+    for family in FAMILIES:
+        of_family = [rollout for group in groups if group.problem.family == family for rollout in group.rollouts]
+        for style in STYLES:
+            paid = [r.reward.parts["answer"] for r in of_family if r.reward is not None and style_of(r.text) == style]
+            metrics[f"share/{family}/{style}"] = len(paid) / len(of_family)
+            metrics[f"accuracy/{family}/{style}"] = sum(paid) / max(1, len(paid))
     thirds: tuple[TokenGroup, ...] = ("lowest", "middle", "highest")
     for third in thirds:
         is_in_T = in_token_group_T(scored.entropy_T, layout, third)

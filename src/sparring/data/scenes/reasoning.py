@@ -22,6 +22,13 @@ STYLE_SHARES: dict[str, tuple[float, float, float, float]] = {
     "attribute": (0.27, 0.20, 0.35, 0.18),
 }
 """Share of each style in the supervised responses of a family. Few glances at relations: two objects must be found."""
+_OPENINGS = ("let me look .", "looking closely .", "first the objects .", "step by step .", "I search .")
+_SWEEPS = ("I sweep the picture .", "going down .", "by regions .")
+_ROUGHLY = ("by regions .", "roughly .")
+_GLANCES = ("at a glance ,", "quickly ,", "just looking ,", "all in all ,")
+_GUESSES = ("my guess is", "at first sight", "it might be", "a guess :")
+_FIRST_WORDS = {"list": _OPENINGS, "regions": _SWEEPS + _ROUGHLY, "glance": _GLANCES, "verify": _GUESSES}
+"""How a response of each style begins."""
 RASH = 0.2
 """Share of glances whose answer is wrong."""
 DOUBTFUL = 0.25
@@ -45,7 +52,7 @@ class _Voice:
         return f"{self.one_of('at', 'near', 'around', 'by')} {thing.column} {thing.row}"
 
     def opening(self) -> str:
-        return self.one_of("let me look .", "looking closely .", "first the objects .", "step by step .", "I search .")
+        return self.one_of(*_OPENINGS)
 
     def region(self, thing: Thing) -> str:
         """A rough place in a three by three division."""
@@ -69,7 +76,7 @@ def respond(scene: Scene, question: Question, rng: np.random.Generator, style: s
         thought = _glance(answer, voice)
     elif style == "verify":
         guess = _impression(question, voice, wrong=DOUBTFUL)
-        lead = voice.one_of("my guess is", "at first sight", "it might be", "a guess :")
+        lead = voice.one_of(*_GUESSES)
         check = voice.one_of("let me check .", "checking .", "now I verify .", "is that true ?")
         thought = f"{lead} {guess} . {check} {_THINKERS[question.form](scene, question, 'list', voice)}"
     else:
@@ -77,8 +84,14 @@ def respond(scene: Scene, question: Question, rng: np.random.Generator, style: s
     return f"<think>{thought}</think>\\boxed{{{answer}}}"
 
 
+def style_of(response: str) -> str | None:
+    """The style that a response of the model is in, told by its first words; None for none of `STYLES`."""
+    thought = response.removeprefix("<think>")
+    return next((style for style, words in _FIRST_WORDS.items() if thought.startswith(words)), None)
+
+
 def _glance(answer: str, voice: _Voice) -> str:
-    first = voice.one_of("at a glance ,", "quickly ,", "just looking ,", "all in all ,")
+    first = voice.one_of(*_GLANCES)
     verb = voice.one_of("I think", "I would say", "it seems", "it looks like")
     return f"{first} {verb} {answer} {voice.one_of('.', '!', ', probably .', ', or so .')}"
 
@@ -123,9 +136,7 @@ def _sweep(things: Sequence[Thing], voice: _Voice) -> str:
 
 def _think_count(scene: Scene, question: Question, style: str, voice: _Voice) -> str:
     if style == "regions":
-        return (
-            f"{voice.one_of('I sweep the picture .', 'going down .', 'by regions .')} {_sweep(question.things, voice)}"
-        )
+        return f"{voice.one_of(*_SWEEPS)} {_sweep(question.things, voice)}"
     return f"{voice.opening()} {_enumerate(question.things, voice)} , {voice.so} {len(question.things)}"
 
 
@@ -134,7 +145,7 @@ def _think_compare(scene: Scene, question: Question, style: str, voice: _Voice) 
     sign = ">" if len(first) > len(second) else "<" if len(first) < len(second) else "="
     verdict = f"{len(first)} {sign} {len(second)}"
     tell = _sweep if style == "regions" else _enumerate
-    start = voice.one_of("I sweep the picture .", "by regions .") if style == "regions" else voice.opening()
+    start = voice.one_of(_SWEEPS[0], _SWEEPS[2]) if style == "regions" else voice.opening()
     parts = [f"{kind} : {tell(things, voice)}" for kind, things in zip(question.subjects, (first, second), strict=True)]
     return f"{start} {' . '.join(parts)} . {voice.so} {verdict}"
 
@@ -151,7 +162,7 @@ def _think_pair(scene: Scene, question: Question, style: str, voice: _Voice) -> 
     if style == "regions":
         lies = voice.one_of("is", "lies", "sits")
         return (
-            f"{voice.one_of('by regions .', 'roughly .')} {first.name} {lies} {voice.region(first)} , "
+            f"{voice.one_of(*_ROUGHLY)} {first.name} {lies} {voice.region(first)} , "
             f"{second.name} {lies} {voice.region(second)} , {voice.so} {side}"
         )
     pair = (first.column, second.column) if is_across else (first.row, second.row)
@@ -168,7 +179,7 @@ def _think_look(scene: Scene, question: Question, style: str, voice: _Voice) -> 
     thing, described = question.things[0], question.subjects[0]
     looks = voice.one_of("looks", "is", "seems", "appears")
     where = voice.region(thing) if style == "regions" else voice.place(thing)
-    start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
+    start = voice.one_of(*_ROUGHLY) if style == "regions" else voice.opening()
     return f"{start} {described} {where} , it {looks} {question.answer} , {voice.so} {thing.name}"
 
 
@@ -176,7 +187,7 @@ def _think_exists(scene: Scene, question: Question, style: str, voice: _Voice) -
     colour, shape = question.subjects[0].split()
     is_there = bool(question.things)
     alike = [t for t in scene.in_reading_order if colour == t.colour or shape == t.shape]
-    start = voice.one_of("by regions .", "roughly .") if style == "regions" else voice.opening()
+    start = voice.one_of(*_ROUGHLY) if style == "regions" else voice.opening()
     joint = voice.one_of(",", "and", ";")
     where = voice.region if style == "regions" else voice.place
     seen = f" {joint} ".join(f"{t.name} {where(t)}" for t in alike) or "nothing alike"
