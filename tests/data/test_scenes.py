@@ -235,7 +235,7 @@ def test_difficulty_lowers_contrast_and_size_and_strengthens_the_ground() -> Non
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
     """The scenes of the problems that are made, in order."""
     scenes: list[Scene] = []
-    monkeypatch.setattr(dataset, "render", lambda scene: scenes.append(scene) or render(scene))
+    monkeypatch.setattr(dataset, "render", lambda scene, **more: scenes.append(scene) or render(scene, **more))
     return scenes
 
 
@@ -253,7 +253,8 @@ def test_splits_share_no_scene_and_keep_their_promises(shown: list[Scene]) -> No
         of_split[split] = list(shown)
         for index, (problem, scene) in enumerate(zip(made, shown, strict=True)):
             form, answer, things = derive(scene, problem.question)
-            assert answer == problem.answer and torch.equal(problem.images[0], render(scene))
+            assert answer == problem.answer
+            assert torch.equal(problem.images[0], render(scene, grain=SceneConfig.grain))
             assert problem.answer_kind == (
                 "yes_no" if form in YES_NO_FORMS else "number" if form == "count" else "text"
             )
@@ -278,8 +279,16 @@ def test_splits_share_no_scene_and_keep_their_promises(shown: list[Scene]) -> No
 
 def test_out_of_distribution_scenes_have_seven_objects_also_where_those_are_largest() -> None:
     # Without care a draw in a few hundred finds no room for the seventh.
-    problems = SceneProblems("ood", 1200, SceneConfig(hardest=0.0))
+    problems = SceneProblems("ood", 1200, SceneConfig(easiest=0.0, hardest=0.0))
     assert min(len(problems.scene(index)[0].things) for index in range(1200)) == 7
+
+
+def test_grain_is_noise_of_the_asked_size_and_always_the_same() -> None:
+    scene = draw_scene(np.random.default_rng(0), difficulty=0.5)
+    plain, grainy = render(scene).float() / 255, render(scene, grain=0.05).float() / 255
+    # 27648 values: the standard error of their spread is 0.4 % of it; few are cut off at the ends of the range.
+    assert abs(float((grainy - plain).std()) - 0.05) < 0.001 and abs(float((grainy - plain).mean())) < 0.002
+    assert torch.equal(render(scene, grain=0.05).float() / 255, grainy)
 
 
 def test_a_fingerprint_is_of_what_is_where() -> None:

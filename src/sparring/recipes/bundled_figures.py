@@ -13,9 +13,8 @@ from sparring.data.scenes.dataset import Split
 from sparring.data.scenes.questions import FAMILIES
 from sparring.data.scenes.reasoning import STYLES, style_of
 from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
-from sparring.methods.saei import TokenGroup, in_token_group_T
+from sparring.methods.saei import TokenGroup, response_entropy
 from sparring.models.policy import Policy
-from sparring.objective import segment_mean
 from sparring.recipes.run import ModelConfig, load_policy, use_threads
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
@@ -43,10 +42,16 @@ class FiguresConfig:
     out: Path | None = None
     """File for the figures as JSON; none only prints them."""
 
+    def __post_init__(self) -> None:
+        if self.num_greedy < 1 or self.num_sampled < 1:
+            raise ValueError(f"num_greedy={self.num_greedy} and num_sampled={self.num_sampled} must be >= 1")
+
 
 def bundled_figures(config: FiguresConfig) -> dict[str, Metrics]:
     """Measure, print, and write if asked to."""
     use_threads(config.threads)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
     policy = load_policy(config.model)
     figures: dict[str, Metrics] = {}
     with Grader() as grader:
@@ -71,7 +76,7 @@ def _sampled(policy: Policy, problems: Sequence[Problem], sampling: SamplingConf
     views = [policy.processor.clean_view(problem) for problem in problems]
     requests = [SampleRequest(p, v, 8, derive_seed(0, p.id, "figures")) for p, v in zip(problems, views, strict=True)]
     drawn = sample(policy, requests, sampling, max_rows=512)
-    groups = [grader.grade_group(Group(p, {"clean": v}, r)) for p, v, r in zip(problems, views, drawn, strict=True)]
+    groups = grader.grade_groups([Group(p, {"clean": v}, r) for p, v, r in zip(problems, views, drawn, strict=True)])
     scored = score(
         policy, groups, view="clean", temperature=sampling.temperature, with_entropy=True, token_budget=16384
     )
@@ -93,7 +98,5 @@ def _sampled(policy: Policy, problems: Sequence[Problem], sampling: SamplingConf
             metrics[f"accuracy/{family}/{style}"] = sum(paid) / max(1, len(paid))
     thirds: tuple[TokenGroup, ...] = ("lowest", "middle", "highest")
     for third in thirds:
-        is_in_T = in_token_group_T(scored.entropy_T, layout, third)
-        means_N = segment_mean(scored.entropy_T[is_in_T], layout.rollout_T[is_in_T], layout.num_rollouts)
-        metrics[f"entropy/{third}"] = float(means_N.mean())
+        metrics[f"entropy/{third}"] = float(response_entropy(scored, layout, third)) / layout.num_rollouts
     return metrics

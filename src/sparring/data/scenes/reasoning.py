@@ -61,18 +61,21 @@ class _Voice:
         return f"in the {down} {across}"
 
 
-def respond(scene: Scene, question: Question, rng: np.random.Generator, style: str | None = None) -> str:
+def respond(
+    scene: Scene, question: Question, rng: np.random.Generator, style: str | None = None, *, rash: float = RASH
+) -> str:
     """A response in the model's format: a think block, then the boxed answer. Right, but for a rash glance.
 
     Args:
         style: one of `STYLES`; drawn by the family's shares if None.
+        rash: share of glances whose answer is wrong.
     """
     if style is None:
         style = str(rng.choice(STYLES, p=STYLE_SHARES[question.family]))
     voice = _Voice(rng)
     answer = question.answer
     if style == "glance":
-        answer = _impression(question, voice, wrong=RASH)
+        answer = _impression(question, voice, wrong=rash)
         thought = _glance(answer, voice)
     elif style == "verify":
         guess = _impression(question, voice, wrong=DOUBTFUL)

@@ -126,13 +126,13 @@ def draw_scene(
     """
     base_value = rng.uniform(0.35, 0.65)
     base_rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.0, 0.15), base_value)
-    contrast = 1.0 - difficulty * rng.uniform(0.55, 0.85)
+    contrast = max(0.1, 1.0 - difficulty * rng.uniform(0.715, 1.105))
     wanted = int(rng.integers(num_things[0], num_things[1] + 1))
     things: list[Thing] = []
     for _ in range(60):
         if len(things) == wanted:
             break
-        radius = rng.uniform(8.0, 10.5) - difficulty * rng.uniform(2.0, 5.0)
+        radius = max(3.0, rng.uniform(8.0, 10.5) - difficulty * rng.uniform(2.6, 6.5))
         x, y = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
         if any(math.hypot(x - t.x, y - t.y) < radius + t.radius + 3 for t in things):
             continue
@@ -144,7 +144,7 @@ def draw_scene(
         things=tuple(things),
         texture=str(rng.choice(textures)),
         base_rgb=base_rgb,
-        texture_strength=float(0.03 + difficulty * rng.uniform(0.02, 0.09)),
+        texture_strength=float(0.03 + difficulty * rng.uniform(0.026, 0.117)),
         texture_seed=int(rng.integers(2**31)),
         difficulty=difficulty,
     )
@@ -175,13 +175,21 @@ def _paint(
     return red, green, blue
 
 
-def render(scene: Scene) -> Tensor:
-    """The picture of a scene: uint8, shape (3, SIZE, SIZE)."""
+def render(scene: Scene, *, grain: float = 0.0) -> Tensor:
+    """The picture of a scene: uint8, shape (3, SIZE, SIZE).
+
+    Args:
+        grain: standard deviation of the noise of the camera, in [0, 1] pixel units, >= 0.
+    """
     ground = np.asarray(scene.base_rgb)[None, None] + scene.texture_strength * _texture(scene)[..., None]
     picture = Image.fromarray((np.clip(ground, 0, 1) * 255).round().astype(np.uint8), "RGB")
     for thing in scene.things:
         _draw_thing(picture, thing)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    pixels = np.array(picture)
+    if grain:
+        noise = np.random.default_rng((scene.texture_seed, 1)).normal(0.0, 255 * grain, pixels.shape)
+        pixels = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _texture(scene: Scene) -> NDArray[np.float64]:

@@ -13,13 +13,23 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from sparring.data.scenes.questions import FAMILIES, ask
-from sparring.data.scenes.reasoning import perceive, respond
+from sparring.data.scenes.reasoning import STYLES, perceive, respond
 from sparring.data.scenes.world import COLOURS, GRID, SHAPES, SIZE, Scene, draw_scene, render
-from sparring.recipes.bundled_vlm.config import DESCRIBE, SEE, SHARPEN, BundledVLMConfig
+from sparring.recipes.bundled_vlm.config import DESCRIBE, SEE, SETTLE, SHARPEN, BundledVLMConfig
 from sparring.recipes.bundled_vlm.model import MERGE, NUM_IMAGE_TOKENS, PATCH
 
 SHARPEN_SHARES = {"counting": 0.3, "relation": 0.5, "attribute": 0.2}
-"""Share of each family in the last phase; before it they are equal."""
+"""Share of each family in the phase ``SHARPEN``; otherwise they are equal."""
+SETTLE_STYLES: dict[str, tuple[float, float, float, float]] = {
+    "counting": (0.14, 0.12, 0.60, 0.14),
+    "relation": (0.25, 0.27, 0.28, 0.20),
+    "attribute": (0.18, 0.14, 0.55, 0.13),
+}
+"""Share of each of `STYLES` in the phase ``SETTLE``."""
+SETTLE_RASH = 0.3
+"""Share of its glances that are wrong."""
+EASY, HARD = (0.0, 1 / 1.3), (0.5, 1.0)
+"""Difficulties before ``SETTLE``, and in it. Grain is left out of all lessons: reinforcement meets it first."""
 NONE = -100
 """Label of a property that a cell does not have; ignored by the loss."""
 CELL_CLASSES = (2, len(COLOURS), len(SHAPES), GRID, GRID)
@@ -58,9 +68,10 @@ class Lessons(IterableDataset[SupervisedBatch]):
             rng = np.random.default_rng((self.config.seed, self.phase, step))
             # Seeing starts with easy pictures: the first thing to find out is that the picture matters.
             hardest = min(1.0, 0.3 + step / 600) if self.phase == SEE else 1.0
+            low, high = HARD if self.phase == SETTLE else EASY
             num_pictures = self.config.pictures[self.phase]
             yield self._batch(
-                [draw_scene(rng, difficulty=float(rng.uniform(0, hardest))) for _ in range(num_pictures)], rng
+                [draw_scene(rng, difficulty=float(rng.uniform(low, high * hardest))) for _ in range(num_pictures)], rng
             )
 
     def _batch(self, scenes: Sequence[Scene], rng: np.random.Generator) -> SupervisedBatch:
@@ -97,7 +108,12 @@ class Lessons(IterableDataset[SupervisedBatch]):
             return perceive(scene, rng)
         shares = [SHARPEN_SHARES[family] for family in FAMILIES] if self.phase == SHARPEN else None
         question = ask(scene, str(rng.choice(list(FAMILIES), p=shares)), rng)
-        return perceive(scene, rng) if question is None else (question.text, respond(scene, question, rng))
+        if question is None:
+            return perceive(scene, rng)
+        if self.phase != SETTLE:
+            return question.text, respond(scene, question, rng)
+        style = str(rng.choice(STYLES, p=SETTLE_STYLES[question.family]))
+        return question.text, respond(scene, question, rng, style, rash=SETTLE_RASH)
 
 
 def cell_labels(scene: Scene) -> Tensor:

@@ -58,7 +58,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     rng = np.random.default_rng(seed)
     texts: list[str] = ["user", "assistant", "system"] * 100
     for _ in range(4000):
-        scene = draw_scene(rng, difficulty=0.5)
+        scene = draw_scene(rng, difficulty=0.5 / 1.3)
         texts.extend(perceive(scene, rng))
         for family in FAMILIES:
             question = ask(scene, family, rng)
