@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from sparring.cli import main
 from sparring.configs import undocumented_fields
+from sparring.models.families import bundled_path
 from sparring.recipes import STUDIES
 from sparring.recipes.attack_sweep import AttackSweepConfig
 from sparring.recipes.run import PRESETS, RunConfig
@@ -95,7 +97,7 @@ def test_a_run_leaves_its_results_and_can_be_repeated(tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     for expected in ("clean", "noisy", "attacked", "before", "after", str(first)):
         assert expected in shown
-    provenance = json.loads((first / "provenance.json").read_text())
+    provenance = json.loads((first / "provenance.jsonl").read_text().splitlines()[0])
     assert provenance["seed"] == 3
     assert {"environment", "git"} <= provenance.keys()
     for label in ("before", "after"):
@@ -122,6 +124,24 @@ def test_another_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFi
             main(["train", *arguments, *SMALL])
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_goes_on_only_with_what_it_was_begun_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(bundled_path(), model)
+    assert main(["train", "grpo", "--steps", "1", "--out", str(folder), "--model.path", str(model), *SMALL]) == 0
+    capsys.readouterr()
+    # The test before training is not made again, so it must stay what it was.
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(folder), "--evaluation.strength.attack-steps", "9"])
+    assert "evaluation" in capsys.readouterr().err
+    card = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(card | {"temperature": 0.5}))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(folder), "--steps", "2"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "another version of its model" in error and error.count("\n") == 1
 
 
 def test_eval_attack_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

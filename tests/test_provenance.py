@@ -149,6 +149,14 @@ def test_the_first_interrupt_asks_and_the_second_stops(capfd: pytest.CaptureFixt
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_scheduler_that_ends_the_job_is_heard() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_handler_is_put_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RuntimeError), Interrupt():

@@ -75,16 +75,17 @@ def save_checkpoint(
     if step < 0:
         raise ValueError(f"step is {step}: must be at least 0")
     folder = Path(folder)
-    final = folder / f"step-{step:06d}"
+    final = step_folder(folder, step)
     draft = folder / f".{final.name}.draft"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_drafts(folder)
         _write_files(draft, step, state, weights_exporters or {})
         _publish(draft, final)
-        _point(folder, "latest", final)
+        # The state of the latest checkpoint may name this one as the best: it must not be marked after that one.
         if is_best:
             _point(folder, "best", final)
+        _point(folder, "latest", final)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write checkpoint {final}: {error} ({_free_space(folder)}); earlier checkpoints are untouched"
@@ -126,6 +127,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
     return Checkpoint(step=_step_of(path), path=path, state=state)
+
+
+def step_folder(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, if there is one."""
+    return Path(folder) / f"step-{step:06d}"
 
 
 def checkpoint_path(folder: str | Path, name: str) -> Path | None:

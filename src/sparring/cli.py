@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from sparring.errors import UserError
 
 if TYPE_CHECKING:
     from sparring.evaluation.suite import Outcome
-    from sparring.recipes.run import Run, RunConfig
+    from sparring.recipes.run import ModelConfig, Run, RunConfig
 
 USAGE = """usage: sparring COMMAND [OPTIONS]
 
@@ -57,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sparring {name}: interrupted", file=sys.stderr)
         return 130
-    except (UserError, FileNotFoundError) as error:
+    except (UserError, OSError) as error:
+        # Of the operating system too: a missing file, a full disk, a folder that must not be written to.
         fail(f"sparring {name}", str(error))
 
 
 def _train(arguments: list[str]) -> int:
+    from sparring import distributed
     from sparring.provenance import new_run_folder
     from sparring.recipes import run as recipe
 
@@ -77,12 +80,12 @@ def _train(arguments: list[str]) -> int:
         prog=prog,
         description="Train a policy, then test it before against after. --resume FOLDER goes on with a stopped run.",
     )
-    _check_model(config.model.path, prog)
     if resumed is not None:
         folder = resumed
         recipe.check_resumable(config, folder)
     elif config.out is None:
-        folder = new_run_folder("runs", name)
+        recipe.join_ranks(config.model)
+        folder = distributed.from_main(lambda: new_run_folder("runs", name))
     elif (config.out / recipe.CONFIG).exists():
         fail(prog, f"--out: {config.out} holds a run; go on with --resume {config.out}, or choose another folder")
     else:
@@ -92,16 +95,17 @@ def _train(arguments: list[str]) -> int:
 
 def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     """Test, train, test the best validated step, and say where everything lies."""
-    from sparring.evaluation.suite import summary
+    from sparring.evaluation.suite import changes, summary
     from sparring.recipes import run as recipe
     from sparring.report.progress import TrainingProgress
     from sparring.report.tables import before_after_table
 
-    console = Console()
+    console = _console(config.model)
     progress = TrainingProgress(console, config.steps)
-    with recipe.prepare(config, folder, on_step=progress.update) as run:
+    with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(folder):
         console.print(f"[bold]{config.method.name}[/] on {config.model.path}, {config.steps} steps, in {folder}")
-        before = recipe.read_summary(folder, "before") or summary(_tested(run, "before", console))
+        tested = folder / "test-before.jsonl"
+        before = recipe.read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():
             console.print(f"going on after step {run.trainer.num_done}")
         progress.start_at(run.trainer.num_done)
@@ -111,11 +115,22 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
             console.print(f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
             return 130
         best_step = run.load_best()
-        after = summary(_tested(run, "after", console))
-        console.print(before_after_table(before, after))
+        after = _tested(run, "after", console)
+        estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
+        console.print(before_after_table(summary(before), summary(after), estimates))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
         console.print(f"run: {folder}   model: {run.model_folder}")
     return 0
+
+
+@contextmanager
+def _hint_at(folder: Path) -> Iterator[None]:
+    """Say how to go on if the run is broken off; what it has done is in its folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"go on with: sparring train --resume {folder}", file=sys.stderr)
+        raise
 
 
 def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
@@ -136,8 +151,7 @@ def _eval(arguments: list[str]) -> int:
     arguments, model = _take_model(arguments)
     config = parse(TestingConfig(), arguments, prog=f"{prog} [MODEL]", description="Test a model on held-out scenes.")
     config = replace(config, model=replace(config.model, path=model or config.model.path))
-    _check_model(config.model.path, prog)
-    console = Console()
+    console = _console(config.model)
     total = config.evaluation.num_problems * len(config.evaluation.threats)
     with TestingProgress(console, "testing", total) as progress:
         outcomes = run_test(config, progress.advance)
@@ -161,8 +175,7 @@ def _attack(arguments: list[str]) -> int:
         description="Compare step sizes and token groups of SaEI's entropy attack with a random-sign control.",
     )
     config = replace(config, model=replace(config.model, path=model or config.model.path))
-    _check_model(config.model.path, prog)
-    console = Console()
+    console = _console(config.model)
     with console.status("attacking") as status:
         rows = attack_sweep(config, lambda row: status.update(f"{row.attack} {255 * row.step_size:g}/255 done"))
     console.print(sweep_table([(row.attack, row.step_size, row.metrics) for row in rows]))
@@ -203,9 +216,20 @@ def _study(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in STUDIES:
         fail(prog, f"unknown study {name!r}; use one of {', '.join(STUDIES)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail(prog, "studies run in one process: start them without torchrun")
     description, config, run = STUDIES[name]
     run(parse(config, rest, prog=f"{prog} {name}", description=description))
     return 0
+
+
+def _console(model: ModelConfig) -> Console:
+    """Where to show things: of several ranks, only the main one does."""
+    from sparring import distributed
+    from sparring.recipes.run import join_ranks
+
+    join_ranks(model)
+    return Console(quiet=not distributed.is_main())
 
 
 def _take_option(arguments: list[str], option: str, prog: str) -> tuple[list[str], Path | None]:
@@ -224,8 +248,3 @@ def _take_model(arguments: list[str]) -> tuple[list[str], str | None]:
     if arguments and not arguments[0].startswith("-"):
         return arguments[1:], arguments[0]
     return arguments, None
-
-
-def _check_model(path: str, prog: str) -> None:
-    if path != "bundled":
-        require_path(path, prog=prog, option="model")

@@ -78,8 +78,11 @@ def read_config(cls: type[Config], path: str | Path, base: Config | None = None)
 
 
 def write_config(config: Any, path: str | Path) -> None:
-    """Write ``to_dict(config)`` as an indented JSON file."""
-    Path(path).write_text(json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write ``to_dict(config)`` as an indented JSON file; one that is there is replaced in one go, or kept."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def describe(hint: Any, none: str = "null") -> str:

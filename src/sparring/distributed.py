@@ -1,21 +1,37 @@
-"""Ranks of a run that ``torchrun`` started, and reductions over them. With one process everything is the identity.
+"""Ranks of a run that ``torchrun`` started: sharded weights, shares of the work, and reductions.
+
+All ranks run the same program on the same batch. Only where the work is heavy, in sampling, scoring and grading, does
+each do its share (``my_share``) and give the result to the others; weights are sharded by FSDP2. Above that nobody
+needs to know how many ranks there are, and every decision is the same everywhere.
 
 Every function that reduces, gathers or waits must be called by all ranks, in the same order: a rank that skips one
 leaves the others waiting. So no decision that leads to such a call may rest on what one rank alone knows; reduce it
-first.
+first. With one process everything here is the identity.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 Value = TypeVar("Value")
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def initialise(device: str | None = None, timeout_s: float = 1800.0) -> torch.device:
@@ -78,6 +94,60 @@ def all_reduce_max(value: Tensor | float) -> Tensor | float:
     return _reduced(value, dist.ReduceOp.MAX)
 
 
+def my_share(items: Sequence[Value]) -> Sequence[Value]:
+    """Every W-th of ``items``, W the number of ranks: this rank's share. ``together`` undoes it."""
+    return items[rank() :: world_size()]
+
+
+def together(share: Sequence[Value], num_items: int) -> list[Value]:
+    """What all ranks made of their shares of ``num_items`` items, in the order of the items."""
+    if world_size() == 1:
+        return list(share)
+    shares = all_gather_object(list(share))
+    return [shares[number % len(shares)][number // len(shares)] for number in range(num_items)]
+
+
+def shard(module: nn.Module, blocks: Iterable[nn.Module], methods: Sequence[str]) -> None:
+    """Spread a module's parameters over the ranks (FSDP2); with one rank it stays as it is.
+
+    Args:
+        blocks: submodules whose parameters are gathered and freed one block at a time; the rest is one group.
+        methods: of ``module``, beside ``forward``, that use its parameters.
+    """
+    if world_size() == 1:
+        return
+    mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    # A rank may score rows without pictures while another has some: its vision tower then gets no gradient.
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_reduce_scatter_unused_params(True)
+    for method in methods:
+        register_fsdp_forward_method(module, method)
+
+
+def full_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The whole tensors of a module's state on the CPU of the main rank; nothing on the others."""
+    return dict(get_model_state_dict(module, options=_FULL))
+
+
+def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a module, sharded or not, the whole tensors of its state; every rank has them all."""
+    set_model_state_dict(module, dict(weights), options=_FULL)
+
+
+def full_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As ``full_weights``, by the parameters' names: it does not depend on the number of ranks."""
+    return dict(get_optimizer_state_dict(module, optimizer, options=_FULL))
+
+
+def load_full_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The inverse of ``full_optimizer_state``; every rank has the whole state."""
+    set_optimizer_state_dict(module, optimizer, dict(state), options=_FULL)
+
+
 def all_gather_object(value: Value) -> list[Value]:
     """The values of all ranks in the order of ranks. They travel by pickle, between processes of one run only."""
     if not dist.is_initialized():
@@ -85,6 +155,11 @@ def all_gather_object(value: Value) -> list[Value]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def from_main(make: Callable[[], Value]) -> Value:
+    """What ``make`` returns on the main rank, where alone it is called, on every rank."""
+    return all_gather_object(make() if is_main() else cast(Value, None))[0]
 
 
 def barrier() -> None:

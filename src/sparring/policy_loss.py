@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparring import distributed
 from sparring.advantages import group_advantages_N
 from sparring.objective import (
     Aggregation,
@@ -96,7 +95,7 @@ def policy_minibatch(
         reference_logprobs_T: under the initial policy; needed if ``config.kl_coefficient`` is not 0.
         max_new_tokens: the constant of ``aggregation="constant"``.
         is_watched_T: named selections of tokens, bool (T,); the share of each whose ratio lies outside the clip range
-            is reported as ``outside/<name>``.
+            is reported as ``outside/<name>``, and their mean of the KL estimator as ``reference_kl/<name>``.
 
     Raises ValueError if the KL term lacks its reference.
     """
@@ -107,8 +106,8 @@ def policy_minibatch(
         token_weights_T,
         layout.rollout_T,
         layout.lengths_N,
-        num_tokens=distributed.all_reduce_sum(layout.num_tokens),
-        num_rollouts=distributed.all_reduce_sum(layout.num_rollouts),
+        num_tokens=layout.num_tokens,
+        num_rollouts=layout.num_rollouts,
     )
     constants = {
         "advantage": advantage_N[layout.rollout_T],
@@ -119,8 +118,7 @@ def policy_minibatch(
     if reference_logprobs_T is not None:
         constants["reference"] = reference_logprobs_T.detach().cpu()
     for name, is_watched in (is_watched_T or {}).items():
-        total = distributed.all_reduce_sum(float(is_watched.sum()))
-        constants[_WATCH + name] = is_watched.float() / max(1.0, total)
+        constants[_WATCH + name] = is_watched.float() / max(1.0, float(is_watched.sum()))
     return Minibatch(tuple(groups), constants)
 
 
@@ -144,13 +142,14 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
             "ratio": (share_T * ratio_T.detach()).sum(),
         }
         is_outside_T = (ratio_T.detach() < 1 - config.clip_low) | (ratio_T.detach() > 1 + config.clip_high)
-        for name, watched_T in tokens.constants.items():
-            if name.startswith(_WATCH):
-                named["outside/" + name.removeprefix(_WATCH)] = (watched_T * is_outside_T).sum()
+        watched = {n.removeprefix(_WATCH): part_T for n, part_T in tokens.constants.items() if n.startswith(_WATCH)}
+        named |= {f"outside/{name}": (part_T * is_outside_T).sum() for name, part_T in watched.items()}
         if config.kl_coefficient:
             kl_T = KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])
             total = total + config.kl_coefficient * (weight_T * kl_T).sum()
             named["reference_kl"] = (share_T * kl_T.detach()).sum()
+            # It estimates the KL only on tokens that were sampled where they are scored.
+            named |= {f"reference_kl/{name}": (part_T * kl_T.detach()).sum() for name, part_T in watched.items()}
         return total, named
 
     return loss

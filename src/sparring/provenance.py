@@ -22,7 +22,7 @@ from sparring.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("sparring", "torch", "transformers")
+_PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "math-verify", "sympy", "mathruler")
 
 
 def environment() -> dict[str, Any]:
@@ -115,7 +115,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a request to stop after the current step; the second one raises KeyboardInterrupt.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after this step; a second raises KeyboardInterrupt.
 
     ``with Interrupt() as interrupt: ...; if interrupt.requested: break``. Outside the main thread, where Python
     delivers no signals, it never requests anything.
@@ -124,19 +124,19 @@ class Interrupt:
     def __init__(self, message: str = "Stopping after this step; press Ctrl-C again to stop at once.") -> None:
         self.requested = False
         self._message = message
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sparring import distributed
 from sparring.models.packing import PackedBatch, Row, pack, split_responses
 from sparring.models.policy import Policy
 from sparring.types import Group, Layout, Score, View, layout_of
@@ -29,6 +30,8 @@ class MicroBatch:
     """int64 (n,): where each of its rollouts stands among the N rollouts of all groups."""
     layout: Layout
     """Its own t tokens and n rollouts; ``group_N`` holds indices into all groups."""
+    is_idle: bool = False
+    """Another rank's micro-batch, computed only because all ranks must make equally many passes: it counts nothing."""
 
 
 Objective = Callable[[Score, MicroBatch], Tensor]
@@ -46,11 +49,13 @@ class _Job:
 def micro_batches(
     policy: Policy, groups: Sequence[Group], *, view: str | None, token_budget: int
 ) -> Iterator[MicroBatch]:
-    """Cuts groups into packed micro-batches; every rollout is in exactly one.
+    """Cuts groups into packed micro-batches; every rollout is in exactly one, of one rank.
 
     Rollouts of one group and view share rows with one prefix (``packing``); where that costs less, or where the budget
     demands it, a group is split over rows, each with its prefix. Rows of like length come together, so the order is not
     that of ``groups``: place results by ``token_index`` and ``rollout_index``.
+
+    Of several ranks, which must all call this with the same groups, each gets its share, and all get equally many.
 
     Args:
         policy: whose prompts, device and costs apply.
@@ -66,8 +71,8 @@ def micro_batches(
         raise ValueError(f"token_budget is {token_budget}: give at least the tokens of a prompt with one response")
     layout = layout_of(groups)
     ends_N = layout.lengths_N.cumsum(0)
-    jobs = _jobs(policy, groups, view, token_budget)
-    for batch in _batches(jobs, token_budget):
+    bundles = _bundles(policy, groups, view, token_budget)
+    for batch, is_idle in _rounds(bundles, token_budget):
         rollout_index = torch.tensor([index for job in batch for index in job.rollout_index], dtype=torch.int64)
         lengths_n = layout.lengths_N[rollout_index]
         own = Layout(
@@ -78,7 +83,7 @@ def micro_batches(
         # A token's place: behind the end of its rollout in T, by as much as it is before its rollout's end in t.
         shift_n = ends_N[rollout_index] - lengths_n.cumsum(0)
         packed = pack([job.row for job in batch], pad_token_id=policy.processor.pad_token_id, device=policy.device)
-        yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own)
+        yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own, is_idle)
 
 
 @torch.no_grad()
@@ -99,9 +104,11 @@ def score(
     """
     scores, indices = [], []
     for micro in micro_batches(policy, groups, view=view, token_budget=token_budget):
-        scores.append(Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy)))
-        indices.append(micro.token_index)
-    return _end_to_end(scores, indices, policy.device, with_entropy)
+        scored = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
+        if not micro.is_idle:
+            scores.append(scored)
+            indices.append(micro.token_index)
+    return _end_to_end(scores, indices, layout_of(groups).num_tokens, policy.device, with_entropy)
 
 
 @torch.enable_grad()
@@ -137,13 +144,15 @@ def pixel_gradients(
     for micro in micro_batches(policy, shown, view=view, token_budget=token_budget):
         live = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
         pixels = micro.packed.images
-        if pixels and micro.layout.num_tokens:
-            for image, gradient in zip(pixels, torch.autograd.grad(objective(live, micro), pixels), strict=True):
-                gradients[id(image)] += gradient
+        found = torch.autograd.grad(objective(live, micro), pixels) if pixels and micro.layout.num_tokens else ()
+        if micro.is_idle:
+            continue
+        for image, gradient in zip(pixels, found, strict=False):
+            gradients[id(image)] += gradient
         scores.append(Score(live.logprobs_T.detach(), None if live.entropy_T is None else live.entropy_T.detach()))
         indices.append(micro.token_index)
-    found = [tuple(gradients[id(image)] for image in of_group) for of_group in images]
-    return _end_to_end(scores, indices, policy.device, with_entropy), found
+    summed = [tuple(distributed.all_reduce_sum(gradients[id(image)]) for image in of_group) for of_group in images]
+    return _end_to_end(scores, indices, layout_of(groups).num_tokens, policy.device, with_entropy), summed
 
 
 def _differentiable(group: Group, view: str, device: torch.device) -> Group:
@@ -162,8 +171,8 @@ def _view_of(group: Group, name: str) -> View:
     return group.views[name]
 
 
-def _jobs(policy: Policy, groups: Sequence[Group], view: str | None, token_budget: int) -> list[_Job]:
-    """All rows. Longest first, rows of one view side by side so that its vision features are shared."""
+def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_budget: int) -> list[list[_Job]]:
+    """The rows of each group and view, which share its vision features; longest rows first."""
     bundles: list[list[_Job]] = []
     cost = policy.row_cost
     first = 0
@@ -188,7 +197,19 @@ def _jobs(policy: Policy, groups: Sequence[Group], view: str | None, token_budge
             )
         first += len(group.rollouts)
     bundles.sort(key=lambda bundle: max(job.row.num_tokens for job in bundle), reverse=True)
-    return [job for bundle in bundles for job in bundle]
+    return bundles
+
+
+def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[list[_Job], bool]]:
+    """This rank's batches of rows, and whether each is only there to keep it in step with the other ranks."""
+    ranks = distributed.world_size()
+    shares = [
+        list(_batches([job for bundle in bundles[rank::ranks] for job in bundle], token_budget))
+        for rank in range(ranks)
+    ]
+    own = shares[distributed.rank()]
+    for number in range(max(map(len, shares))):
+        yield (own[number], False) if number < len(own) else (shares[0][0], True)
 
 
 def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
@@ -206,10 +227,17 @@ def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
         yield batch
 
 
-def _end_to_end(scores: Sequence[Score], indices: Sequence[Tensor], device: torch.device, with_entropy: bool) -> Score:
-    """The scores of micro-batches in the order of all T tokens."""
-    none = torch.empty(0, device=device)
-    order_T = torch.cat([torch.empty(0, dtype=torch.int64), *indices]).argsort().to(device)
-    logprobs_T = torch.cat([none, *(part.logprobs_T for part in scores)])[order_T]
+def _end_to_end(
+    scores: Sequence[Score], indices: Sequence[Tensor], num_tokens: int, device: torch.device, with_entropy: bool
+) -> Score:
+    """The scores of all ranks' micro-batches in the order of all T tokens."""
+    index = torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(device)
+
+    def placed(parts: Sequence[Tensor]) -> Tensor:
+        values_T = torch.zeros(num_tokens, device=device, dtype=parts[0].dtype if parts else None)
+        values_T[index] = torch.cat([values_T[:0], *parts])
+        return distributed.all_reduce_sum(values_T)
+
+    logprobs_T = placed([part.logprobs_T for part in scores])
     entropies = [part.entropy_T for part in scores if part.entropy_T is not None]
-    return Score(logprobs_T, torch.cat([none, *entropies])[order_T] if with_entropy else None)
+    return Score(logprobs_T, placed(entropies) if with_entropy else None)

@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from sparring import distributed
 from sparring.checkpoint import load_latest, save_checkpoint
 from sparring.data.stream import ProblemStream
 from sparring.provenance import Interrupt, append_jsonl, read_jsonl
@@ -113,9 +115,11 @@ class Trainer:
                 is_best = False
                 if self.num_done % self.config.validate_every == 0 or is_last:
                     is_best = self._validate()
-                if is_best or is_last or interrupt.requested or self.num_done % self.config.save_every == 0:
+                # Ctrl-C may reach the ranks between different steps.
+                is_stopping = bool(distributed.all_reduce_max(int(interrupt.requested)))
+                if is_best or is_last or is_stopping or self.num_done % self.config.save_every == 0:
                     self._save(is_best)
-                if interrupt.requested and not is_last:
+                if is_stopping and not is_last:
                     return False
         return True
 
@@ -128,17 +132,21 @@ class Trainer:
             raise
         self.num_done += 1
         record = {"step": self.num_done, **metrics, "seconds": time.perf_counter() - started}
-        append_jsonl(self.folder / METRICS, record)
+        self._log(record)
         self.on_step(self.num_done, record)
 
     def _validate(self) -> bool:
         """Log validation metrics; whether they are the best so far."""
         metrics = self.validate()
-        append_jsonl(self.folder / METRICS, {"step": self.num_done, **metrics})
+        self._log({"step": self.num_done, **metrics})
         is_best = metrics["validation/accuracy"] > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_step = metrics["validation/accuracy"], self.num_done
         return is_best
+
+    def _log(self, record: Metrics) -> None:
+        if distributed.is_main():
+            append_jsonl(self.folder / METRICS, record)
 
     def _save(self, is_best: bool) -> None:
         state: Mapping[str, Any] = {
@@ -150,20 +158,25 @@ class Trainer:
             "best_accuracy": self.best_accuracy,
             "best_step": self.best_step,
         }
-        exporters = {name: player.policy.save for name, player in self.method.players.items()}
-        save_checkpoint(
-            self.folder / CHECKPOINTS,
-            self.num_done,
-            state,
-            exporters,
-            keep_last=self.config.keep_last,
-            is_best=is_best,
-        )
+        if distributed.is_main():
+            exporters = {
+                name: partial(player.policy.save, weights=state["players"][name]["weights"])
+                for name, player in self.method.players.items()
+            }
+            save_checkpoint(
+                self.folder / CHECKPOINTS,
+                self.num_done,
+                state,
+                exporters,
+                keep_last=self.config.keep_last,
+                is_best=is_best,
+            )
+        distributed.barrier()
 
     def _forget_metrics_after(self, step: int) -> None:
         """Steps that were logged but not saved will be logged again."""
         path = self.folder / METRICS
-        if not path.exists():
+        if not path.exists() or not distributed.is_main():
             return
         kept = [record for record in read_jsonl(path) if record["step"] <= step]
         draft = path.with_suffix(".draft")
@@ -190,4 +203,5 @@ class Trainer:
                 for group in minibatch.groups
             },
         }
-        save_checkpoint(self.folder / "non-finite", self.num_done, state)
+        if distributed.is_main():
+            save_checkpoint(self.folder / "non-finite", self.num_done, state)

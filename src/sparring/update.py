@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sparring import distributed
 from sparring.models.policy import Policy
@@ -28,7 +29,7 @@ from sparring.types import Group, Layout, Metrics, Score
 class OptimConfig:
     """AdamW and its schedule. Betas and clipping are EasyR1's; the rate is ours, for the bundled model."""
 
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     """Peak rate, > 0. EasyR1 takes 1e-6 for models of 3 to 7 billion parameters."""
     beta1: float = 0.9
     """Decay of the mean gradient, in [0, 1)."""
@@ -64,8 +65,8 @@ class NonFiniteLossError(FloatingPointError):
 
     def __init__(self, player: str, what: str, minibatch: Minibatch) -> None:
         super().__init__(
-            f"{what} of player {player!r} is not finite: nothing was updated; lower the learning rate or look at the "
-            "saved minibatch"
+            f"{what} of player {player!r} is not finite, so this optimizer step was not made: look at the saved "
+            "minibatch, and start a new run from the last checkpoint's model with a lower learning rate"
         )
         self.minibatch = minibatch
 
@@ -86,21 +87,23 @@ class Player:
         self.num_updates = 0
 
     def state_dict(self) -> dict[str, object]:
-        """Weights, optimizer and position in the schedule."""
+        """Weights, optimizer and position in the schedule: whole, on the CPU of the main rank."""
         return {
-            "weights": dict(self.policy.module.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "weights": distributed.full_weights(self.policy.module),
+            "optimizer": distributed.full_optimizer_state(self.policy.module, self.optimizer),
             "num_updates": self.num_updates,
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self.policy.module.load_state_dict(state["weights"])  # type: ignore[arg-type]
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        module = self.policy.module
+        distributed.load_full_weights(module, state["weights"])  # type: ignore[arg-type]
+        distributed.load_full_optimizer_state(module, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
 
     def clip_gradients(self) -> float:
         """Scale the accumulated gradients down to ``max_grad_norm``; returns their norm before, maybe not finite."""
-        return float(nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm))
+        norm = nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self) -> None:
         """One optimizer step with the accumulated gradients, which are cleared."""
@@ -166,10 +169,11 @@ def update(
         score = Score(*player.policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
         loss, named = loss_function(score, tokens_of(minibatch, micro, device))
         # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
-        (loss * distributed.world_size()).backward()
+        (loss * (0.0 if micro.is_idle else distributed.world_size())).backward()
         for name, value in {"loss": loss, **named}.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach())
+            totals[name] = totals.get(name, 0.0) + (0.0 if micro.is_idle else float(value.detach()))
     player.policy.module.eval()
+    totals = {name: distributed.all_reduce_sum(value) for name, value in totals.items()}
     if not math.isfinite(totals.get("loss", 0.0)):
         _refuse(player, "the loss", minibatch)
     norm = player.clip_gradients()

@@ -49,20 +49,6 @@ def test_group_keeps_everything_but_the_rewards():
     assert group.rollouts[0].reward is None and graded.problem is group.problem
 
 
-def test_metrics_count_reasons_once():
-    grader = Grader()
-    for text in ("<think>a</think>\\boxed{5}", "\\boxed{6}", "\\boxed{7}", ""):
-        grader.grade(_PROBLEM, text, "stop")
-    assert grader.take_metrics() == {
-        "answer/correct": 1.0,
-        "answer/no_answer": 1.0,
-        "answer/wrong": 2.0,
-        "format/no_think": 3.0,
-        "format/ok": 1.0,
-    }
-    assert grader.take_metrics() == {}
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -138,7 +138,6 @@ def test_an_answer_that_ends_two_children_is_crashed(tmp_path, monkeypatch):
         reward = grader.grade(problem, "\\boxed{\\sqrt{25}}", "stop")
         assert reward.reasons["answer"] == "crashed" and reward.parts["answer"] == 0.0
         assert grader.math.num_started == 2
-        assert grader.take_metrics()["answer/crashed"] == 1.0
 
 
 def test_an_interrupt_leaves_no_reply_behind(own, monkeypatch):
@@ -174,11 +173,6 @@ def test_200_gradings_reuse_one_child():
             text, reason = (right, "correct") if number % 2 else (wrong, "wrong")
             assert grader.grade(truth, text, "stop").reasons["answer"] == reason
         assert grader.math.num_started == 1
-        assert grader.take_metrics() | {"format/no_think": 0.0} == {
-            "answer/correct": 100.0,
-            "answer/wrong": 100.0,
-            "format/no_think": 0.0,
-        }
 
 
 def test_threads_share_one_child(shared):

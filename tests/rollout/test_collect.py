@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,21 @@ def test_without_dynamic_sampling_one_draw_of_exactly_the_batch_is_kept() -> Non
     kept, metrics = collect(stream, make, BatchConfig(7), seed=0)
     assert make.calls == [order[:7]] and numbers_of(kept) == order[:7]
     assert metrics["draws"] == 1 and metrics["without_signal"] == 1 and stream.position == 7
+
+
+def test_verdicts_are_counted_in_shares() -> None:
+    problem = Problem(id="p", question="?", images=(), answer="1")
+    group = graded(problem, (1.0, 0.0, 0.0, 0.0))
+    reasons = ("correct", "wrong", "no_answer", "wrong")
+    rollouts = tuple(
+        replace(rollout, reward=replace(rollout.reward, reasons={"answer": reason}))
+        for rollout, reason in zip(group.rollouts, reasons, strict=True)
+    )
+    found = rollout_metrics([replace(group, rollouts=rollouts)])
+    verdicts = {name: value for name, value in found.items() if name.startswith("verdict/")}
+    assert verdicts == {
+        "verdict/answer/correct": 0.25, "verdict/answer/no_answer": 0.25, "verdict/answer/wrong": 0.5,
+    }  # fmt: skip
 
 
 def test_every_draw_has_its_own_seed() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sparring.evaluation.statistics import Estimate, wilson_interval
+import numpy as np
+
+from sparring.evaluation.statistics import Estimate, paired_bootstrap_difference, wilson_interval
 from sparring.evaluation.threats import THREATS, Threat, ThreatConfig, threatened_views
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
@@ -151,6 +153,15 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Metrics]:
     return result
 
 
+def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Estimate]:
+    """For each threat the difference of two accuracies on the same problems, with a paired bootstrap interval."""
+    result = {}
+    for threat in dict.fromkeys(outcome.threat for outcome in after):
+        rows = [[[float(o.is_correct) for o in outcomes if o.threat == threat]] for outcomes in (after, before)]
+        result[threat] = paired_bootstrap_difference(np.array(rows[0]), np.array(rows[1]), seed=0)
+    return result
+
+
 def _respond(
     policy: Policy,
     problems: Sequence[Problem],
@@ -162,10 +173,9 @@ def _respond(
     """One graded greedy response per problem; the view is stored under its own name."""
     requests = [SampleRequest(p, v, 1, seed=0) for p, v in zip(problems, views, strict=True)]
     drawn = sample(policy, requests, sampling, max_rows=max_rows)
-    return [
-        grader.grade_group(Group(problem, {view.name: view}, rollouts))
-        for problem, view, rollouts in zip(problems, views, drawn, strict=True)
-    ]
+    return grader.grade_groups(
+        [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
+    )
 
 
 def _is_correct(group: Group) -> bool:

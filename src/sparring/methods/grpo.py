@@ -98,7 +98,6 @@ class GRPO(PolicyLearner[GRPOConfig]):
             for problem, view, seed in zip(problems, views, seeds, strict=True)
         ]
         drawn = sample(self.player.policy, requests, self.sampling, max_rows=self.max_rows)
-        return [
-            self.grader.grade_group(Group(problem, {view.name: view}, rollouts))
-            for problem, view, rollouts in zip(problems, views, drawn, strict=True)
-        ]
+        return self.grader.grade_groups(
+            [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
+        )

@@ -65,7 +65,7 @@ class SaEIConfig:
     """Responses sampled on the clean picture, n >= 1. The paper's number is unknown."""
     num_adversarial: int = 4
     """Responses sampled on the attacked picture, >= 1; the paper takes as many as clean ones."""
-    step_size: float = 2 / 255
+    step_size: float = 1 / 255
     """Change of a pixel per attack step, in [0, 1] units, >= 0. Ours, chosen by `sparring attack`; the paper's is
     unknown."""
     num_attack_steps: int = 1
@@ -181,12 +181,12 @@ class SaEI(PolicyLearner[SaEIConfig]):
             self.sampling,
             max_rows=self.max_rows,
         )
-        mixed = [
-            self.grader.grade_group(
+        mixed = self.grader.grade_groups(
+            [
                 replace(group, views={**group.views, ADVERSARIAL: view}, rollouts=group.rollouts + rollouts)
-            )
-            for group, view, rollouts in zip(clean, attacked, drawn, strict=True)
-        ]
+                for group, view, rollouts in zip(clean, attacked, drawn, strict=True)
+            ]
+        )
         clean_scores |= zip(mixed, _per_group(clean_score, clean), strict=True)
         return mixed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ FAMILIES: dict[str, type[PreTrainedModel]] = {
 def bundled_path() -> Path:
     """The folder of the small model that comes with the package."""
     return Path(__file__).parent / "bundled"
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 over the configuration, the tokenizer and the weights of a checkpoint folder, or of ``"bundled"``."""
+    folder = bundled_path() if path == "bundled" else Path(path)
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def load_vlm(folder: Path) -> PreTrainedModel:

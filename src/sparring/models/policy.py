@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from sparring import distributed
 from sparring.errors import UserError
 from sparring.models.families import bundled_path, load_vlm
 from sparring.models.head import token_logprobs
@@ -228,13 +229,30 @@ class Policy:
     def precision(self) -> Precision:
         return self.module.precision
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Writes a checkpoint folder as ``load`` and transformers read it; weights are stored as ``dtype``."""
+    def shard(self) -> None:
+        """Spread the weights over the ranks of this run, if there are several; before an optimizer takes them."""
+        layers = self.module.vlm.model.language_model.layers
+        distributed.shard(self.module, layers, ("prefill", "decode"))
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Writes a checkpoint folder as ``load`` and transformers read it; weights are stored as ``dtype``.
+
+        Args:
+            weights: those of ``distributed.full_weights``, if they are at hand: of several ranks one saves, and it
+                cannot gather them alone.
+        """
         vlm = self.module.vlm
+        whole = distributed.full_weights(self.module) if weights is None else weights
         # Converted one by one and on the CPU: a converted model beside the first might not fit on the device.
         # Parameters are all there is to save, and each is named once, so that tied weights stay tied.
-        weights = {name: parameter.detach().to("cpu", dtype) for name, parameter in vlm.named_parameters()}
-        vlm.save_pretrained(folder, state_dict=weights)
+        converted = {name: whole[f"vlm.{name}"].to("cpu", dtype) for name, _ in vlm.named_parameters()}
+        vlm.save_pretrained(folder, state_dict=converted)
         config = copy.deepcopy(vlm.config)
         for part in (config, config.text_config, config.vision_config):
             part.dtype = dtype

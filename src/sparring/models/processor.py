@@ -81,15 +81,22 @@ class Processor:
         folder = Path(folder)
         _require(folder, "tokenizer", "tokenizer.json", "vocab.json")
         _require(folder, "image processor", "preprocessor_config.json", "processor_config.json")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        legacy_template = folder / "chat_template.json"
-        if tokenizer.chat_template is None and legacy_template.is_file():
-            tokenizer.chat_template = json.loads(legacy_template.read_text(encoding="utf-8"))["chat_template"]
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            legacy_template = folder / "chat_template.json"
+            if tokenizer.chat_template is None and legacy_template.is_file():
+                tokenizer.chat_template = json.loads(legacy_template.read_text(encoding="utf-8"))["chat_template"]
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"{folder}: its tokenizer or image processor cannot be read, fetch it again: {text}"
+            ) from error
         if tokenizer.chat_template is None:
             raise FileNotFoundError(
                 f"{folder} has no chat template: add chat_template.jinja from the original checkpoint"
             )
-        return cls(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder))
+        return cls(tokenizer, image_processor)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the files that ``from_pretrained`` reads."""

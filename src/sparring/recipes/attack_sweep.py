@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from sparring import distributed
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEIConfig, TokenGroup, attack, response_entropy
 from sparring.models.policy import Policy
@@ -84,6 +85,8 @@ class SweepRow:
 def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] | None = None) -> list[SweepRow]:
     """Run the sweep; each row is handed to ``on_row`` as it is done."""
     use_threads(config.threads)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
     policy = load_policy(config.model)
     problems = SceneProblems("validation", config.num_problems, config.data)
     chosen = [problems[i] for i in range(len(problems))]
@@ -97,10 +100,12 @@ def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] |
                 for p, v in zip(chosen, shown, strict=True)
             ]
             drawn = sample(policy, requests, config.sampling, max_rows=256)
-            groups = [
-                grader.grade_group(Group(p, {CLEAN: clean, v.name: v}, r))
-                for p, clean, v, r in zip(chosen, views, shown, drawn, strict=True)
-            ]
+            groups = grader.grade_groups(
+                [
+                    Group(p, {CLEAN: clean, v.name: v}, r)
+                    for p, clean, v, r in zip(chosen, views, shown, drawn, strict=True)
+                ]
+            )
             rows.append(SweepRow(name, step_size, _metrics(policy, groups, config)))
             if on_row is not None:
                 on_row(rows[-1])
@@ -124,7 +129,7 @@ def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] |
                 setting = SaEIConfig(step_size=step_size, token_group=token_group)
                 attacked, _ = attack(policy, clean, setting, config.sampling.temperature, token_budget=16384)
                 measure(token_group, step_size, attacked)
-    if config.out is not None:
+    if config.out is not None and distributed.is_main():
         config.out.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     return rows
 

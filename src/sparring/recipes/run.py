@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sparring import distributed
-from sparring.checkpoint import checkpoint_path
+from sparring.checkpoint import step_folder
 from sparring.configs import ConfigError, read_config, to_dict, write_config
-from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy, summary
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy
 from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
 from sparring.policy_loss import PolicyLossConfig
-from sparring.provenance import environment, git_state, read_jsonl
+from sparring.provenance import append_jsonl, environment, git_state, read_jsonl
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -54,7 +55,7 @@ class ModelConfig:
 class RunConfig:
     """A training run. Everything that its numbers depend on is here."""
 
-    steps: int = 60
+    steps: int = 45
     """Batches of rollouts, >= 0."""
     seed: int = 0
     """Seed of everything random in the run."""
@@ -86,6 +87,8 @@ class RunConfig:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 only tests the initial model")
         if self.num_validation < 1:
             raise ValueError(f"num_validation={self.num_validation} must be >= 1: they choose the best checkpoint")
+        if self.sampling.greedy:
+            raise ValueError("sampling.greedy is for testing: in training all responses of a group would be the same")
         check_threads(self.threads)
 
 
@@ -125,7 +128,7 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
 PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
 
-CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.json", 96
+CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.jsonl", 96
 
 
 def use_threads(threads: int | None) -> None:
@@ -136,10 +139,15 @@ def use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def join_ranks(config: ModelConfig) -> torch.device:
+    """Join the other ranks, if torchrun started several, and return this one's device."""
+    return distributed.initialise(None if config.device == "auto" else config.device)
+
+
 def load_policy(config: ModelConfig) -> Policy:
     """The policy that a run starts from, on this rank's device."""
     disable_progress_bar()
-    device = distributed.initialise(None if config.device == "auto" else config.device)
+    device = join_ranks(config)
     return Policy.load(config.path, device=device, precision=config.precision, instruction=config.instruction)
 
 
@@ -171,19 +179,21 @@ class Run:
             seed=self.config.seed,
             on_progress=on_progress,
         )
-        write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
+        if distributed.is_main():
+            write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
         return outcomes
 
     @property
     def model_folder(self) -> Path | str:
         """Where the weights lie that ``load_best`` takes."""
-        best = checkpoint_path(self.folder / CHECKPOINTS, "best")
-        return self.config.model.path if self.trainer.best_step == 0 or best is None else best / "policy"
+        if self.trainer.best_step == 0:
+            return self.config.model.path
+        return step_folder(self.folder / CHECKPOINTS, self.trainer.best_step) / "policy"
 
     def load_best(self) -> int:
         """Put the weights of the best validated step into the policy; returns that step, 0 for the initial weights."""
-        best = Policy.load(self.model_folder, device=self.policy.device)
-        self.policy.module.load_state_dict(best.module.state_dict())
+        best = Policy.load(self.model_folder)
+        distributed.load_full_weights(self.policy.module, best.module.state_dict())
         return self.trainer.best_step
 
 
@@ -193,8 +203,11 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
     grader = Grader(config.reward)
-    player = Player("policy", policy, config.optim)
     reference = policy.clone_frozen() if config.method.loss.kl_coefficient else None
+    for sharded in (policy, reference):
+        if sharded is not None:
+            sharded.shard()
+    player = Player("policy", policy, config.optim)
     method = METHODS[type(config.method)](
         config.method,  # type: ignore[arg-type]
         player,
@@ -224,29 +237,51 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
         }
 
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / CONFIG)
-    record = {"environment": environment(), "git": git_state(Path.cwd()), "seed": config.seed}
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        append_jsonl(folder / PROVENANCE, _provenance(config))
+        write_config(config, folder / CONFIG)
     return Run(config, folder, policy, grader, trainer)
 
 
-def check_resumable(config: RunConfig, folder: Path) -> None:
-    """ConfigError if ``folder`` holds a run of another configuration."""
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    """What a start of a run depends on beside its configuration."""
+    package = Path(__file__).parents[1]
+    return {
+        "seed": config.seed,
+        "environment": environment(),
+        "git": {"package": git_state(package), "directory": git_state(Path.cwd())},
+        "scenes": GENERATION,
+        "model": fingerprint(config.model.path),
+    }
+
+
+def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("steps", "trainer", "threads")) -> None:
+    """ConfigError if ``folder`` holds a run of another configuration, model or generation of scenes.
+
+    Args:
+        free: settings that may differ, because they do not change the steps that were done.
+    """
     saved = read_config(RunConfig, folder / CONFIG)
     mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
-    # More steps, or other testing, may follow: neither changes the steps that were done.
-    for free in ("steps", "trainer", "evaluation", "threads"):
-        del mine[free], theirs[free]
+    # The test before training is not made again, so the one after it must be the same.
+    is_tested = (folder / "test-before.jsonl").exists()
+    for name in (*free, *(() if is_tested else ("evaluation",))):
+        del mine[name], theirs[name]
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
+    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
+    for name, now in (("scenes", GENERATION), ("model", fingerprint(config.model.path))):
+        if first.get(name) != now:
+            raise ConfigError(
+                f"{folder} was begun with another version of its {name}: finish it with that version, or start anew"
+            )
 
 
-def read_summary(folder: Path, label: str) -> dict[str, Metrics] | None:
-    """The summary of a test that was already made in this run folder."""
-    path = folder / f"test-{label}.jsonl"
-    return summary([Outcome(**record) for record in read_jsonl(path)]) if path.exists() else None
+def read_outcomes(path: Path) -> list[Outcome]:
+    """What ``write_outcomes`` wrote."""
+    return [Outcome(**record) for record in read_jsonl(path)]
 
 
 def write_outcomes(path: Path, outcomes: list[Outcome]) -> None:

@@ -17,7 +17,16 @@ from sparring.data.scenes import SceneProblems
 from sparring.evaluation.statistics import Estimate, bootstrap_mean, paired_bootstrap_difference
 from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate
 from sparring.provenance import read_jsonl
-from sparring.recipes.run import CONFIG, PRESETS, Run, RunConfig, check_resumable, prepare, write_outcomes
+from sparring.recipes.run import (
+    CONFIG,
+    PRESETS,
+    Run,
+    RunConfig,
+    check_resumable,
+    prepare,
+    read_outcomes,
+    write_outcomes,
+)
 from sparring.trainer import METRICS, TrainerConfig
 
 
@@ -42,6 +51,8 @@ class StudyConfig:
                 raise ConfigError(f"methods holds {method!r}: use {', '.join(PRESETS)}")
         if self.steps < 1 or self.num_test < 1:
             raise ValueError(f"steps={self.steps} and num_test={self.num_test} must be >= 1")
+        if not self.methods or not self.seeds:
+            raise ValueError("methods and seeds must each name at least one")
 
 
 KINDS = ("clean", "noisy", "attacked", "blank", "ood")
@@ -57,8 +68,8 @@ def saei_vs_grpo(config: StudyConfig) -> str:
         for method in config.methods:
             folder = config.out / f"{method}-{seed}"
             _train(config, method, seed, folder, is_first=not before)
-            before = before or _read(config.out / "test-before.jsonl")
-            after.setdefault(method, []).append(_read(folder / "test-after.jsonl"))
+            before = before or read_outcomes(config.out / "test-before.jsonl")
+            after.setdefault(method, []).append(read_outcomes(folder / "test-after.jsonl"))
             records = [record for record in read_jsonl(folder / METRICS) if "validation/entropy" in record]
             entropy.setdefault(method, []).append({str(r["step"]): r["validation/entropy"] for r in records})
             print(f"{folder}: done", flush=True)
@@ -82,11 +93,11 @@ def _train(config: StudyConfig, method: str, seed: int, folder: Path, *, is_firs
         evaluation=EvaluationConfig(num_problems=config.num_test),
     )
     before_path = config.out / "test-before.jsonl"
-    if (folder / "test-after.jsonl").exists() and (not is_first or before_path.exists()):
-        check_resumable(run_config, folder)
-        return
     if (folder / CONFIG).exists():
-        check_resumable(run_config, folder)
+        # Not even the number of steps or the test may differ: results are not made twice.
+        check_resumable(run_config, folder, free=("threads",))
+    if (folder / "test-after.jsonl").exists() and (not is_first or before_path.exists()):
+        return
     with prepare(run_config, folder) as run:
         if is_first and not before_path.exists():
             write_outcomes(before_path, _test(run, run_config))
@@ -105,10 +116,6 @@ def _test(run: Run, config: RunConfig) -> list[Outcome]:
 
     far = outcomes("ood", replace(config.evaluation, threats=("clean",)))
     return outcomes("test", config.evaluation) + [replace(outcome, threat="ood") for outcome in far]  # type: ignore[arg-type]
-
-
-def _read(path: Path) -> list[Outcome]:
-    return [Outcome(**record) for record in read_jsonl(path)]
 
 
 def _right(outcomes: Sequence[Outcome], kind: str) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparring import distributed
 from sparring.configs import write_config
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
@@ -45,14 +46,15 @@ class TestingConfig:
 def run_test(config: TestingConfig, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
     """Outcomes of the model under each threat; written to ``config.out`` if that is given."""
     use_threads(config.threads)
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
     policy = load_policy(config.model)
     problems = SceneProblems(config.split, config.evaluation.num_problems, config.data)
     with Grader(config.reward) as grader:
         outcomes = evaluate(
             policy, problems, config.evaluation, config.sampling, grader, seed=config.seed, on_progress=on_progress
         )
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
+    if config.out is not None and distributed.is_main():
         write_outcomes(config.out / "outcomes.jsonl", outcomes)
         write_config(config, config.out / "config.json")
         (config.out / "summary.json").write_text(json.dumps(summary(outcomes), indent=2) + "\n", encoding="utf-8")

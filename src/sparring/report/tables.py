@@ -20,18 +20,26 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
     return text
 
 
-def before_after_table(before: Summary, after: Summary) -> Table:
-    """Accuracy under each threat before and after training, with 95 % intervals, and response length."""
+def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tuple[float, float, float]]) -> Table:
+    """Accuracy under each threat before and after training, and response length.
+
+    Args:
+        changes: threat -> difference of the accuracies and the bounds of its 95 % interval. A difference whose interval
+            holds 0 has no colour.
+    """
     num_problems = int(next(iter(after.values()))["num_problems"])
-    title = f"Accuracy on {num_problems} held-out problems, greedy, with 95 % intervals"
+    title = f"Accuracy (%) on {num_problems} held-out problems, greedy, with 95 % intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("pictures", "before", "after", "change", "tokens"):
         table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
     for threat, metrics in after.items():
-        change = 100 * (metrics["accuracy"] - before[threat]["accuracy"])
-        colour = "green" if change > 0 else "red" if change < 0 else "dim"
+        value, low, high = (100 * bound for bound in changes[threat])
+        colour = "green" if low > 0 else "red" if high < 0 else "dim"
+        change = f"[{colour}]{value:+.1f} ({low:+.1f} to {high:+.1f})[/]"
         lengths = f"{before[threat]['length']:.0f} → {metrics['length']:.0f}"
-        table.add_row(threat, percent(before[threat]), percent(metrics), f"[{colour}]{change:+.1f}[/]", lengths)
+        # Without the percent signs it fits into 80 columns.
+        accuracies = (percent(of).replace(" %", "") for of in (before[threat], metrics))
+        table.add_row(threat, *accuracies, change, lengths)
     return table
 
 

@@ -24,15 +24,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal, Self, cast, get_args
 
+from sparring import distributed
 from sparring.rewards.answer import AnswerReason, clean, compare, extract_boxed, unreadable_truth, why_no_answer
 from sparring.rewards.format import check_format
-from sparring.types import FinishReason, Group, Metrics, Problem, Reward
+from sparring.types import FinishReason, Group, Problem, Reward
 
 MathBackend = Literal["math_verify", "mathruler"]
 MathVerdict = Literal["correct", "wrong", "malformed", "timeout", "crashed", "unreadable_truth"]
@@ -85,8 +86,6 @@ class Grader:
     def __init__(self, config: RewardConfig | None = None) -> None:
         self.config = config or RewardConfig()
         self.math = MathProcess(self.config.math_backend, self.config.math_cpu_seconds)
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -110,8 +109,6 @@ class Grader:
             "format": check_format(text, finish_reason),
         }
         parts = {"answer": float(reasons["answer"] == "correct"), "format": float(reasons["format"] == "ok")}
-        with self._lock:
-            self._counts.update(f"{part}/{reason}" for part, reason in reasons.items())
         value = self.config.answer_weight * parts["answer"] + self.config.format_weight * parts["format"]
         return Reward(value=value, parts=parts, reasons=reasons)
 
@@ -123,11 +120,16 @@ class Grader:
         )
         return replace(group, rollouts=tuple(graded))
 
-    def take_metrics(self) -> Metrics:
-        """How often each reason was given since the last call, e.g. ``{"answer/wrong": 3.0, "format/ok": 3.0}``."""
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        return {name: float(count) for name, count in sorted(counts.items())}
+    def grade_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Every group graded; of several ranks, which must all call this, each grades its share."""
+        mine = [self.grade_group(group).rollouts for group in distributed.my_share(groups)]
+        rewards = distributed.together([[rollout.reward for rollout in graded] for graded in mine], len(groups))
+        return [
+            replace(
+                group, rollouts=tuple(replace(r, reward=own) for r, own in zip(group.rollouts, of_group, strict=True))
+            )
+            for group, of_group in zip(groups, rewards, strict=True)
+        ]
 
     def _grade_answer(self, problem: Problem, text: str, finish_reason: FinishReason) -> AnswerReason:
         answer = extract_boxed(text)
@@ -151,7 +153,7 @@ class MathProcess:
         self.backend = backend
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = 300.0 + 20.0 * cpu_seconds
-        """Backstop for a child that is stopped or starved: below the 10 minutes that collectives wait for a rank."""
+        """Backstop for a child that is stopped or starved: below the half hour that collectives wait for a rank."""
         self.num_started = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_pid = 0

@@ -7,6 +7,7 @@ at most ten times.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def collect(
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
     """Means over all rollouts of graded groups: ``reward``, ``accuracy``, ``format``, ``length`` in tokens, ...
 
-    With several views, reward and accuracy of each are given as ``reward/<view>`` and ``accuracy/<view>``.
+    ``verdict/<part>/<reason>`` are the shares of the graders' reasons, e.g. ``verdict/answer/no_answer``. With several
+    views, reward and accuracy of each are given as ``reward/<view>`` and ``accuracy/<view>``.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
@@ -86,6 +88,8 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         "truncated": mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
         "without_signal": mean([float(not has_signal(group, "answer")) for group in groups]),
     }
+    verdicts = Counter(f"verdict/{part}/{why}" for reward in rewards for part, why in reward.reasons.items())
+    metrics |= {name: count / len(rewards) for name, count in sorted(verdicts.items())}
     views = sorted({rollout.view for rollout in rollouts})
     if len(views) > 1:
         for view in views:

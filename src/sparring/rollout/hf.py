@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from sparring import distributed
 from sparring.models.policy import Policy
 from sparring.models.processor import Prompt
 from sparring.rollout.base import SampleRequest, SamplingConfig, rollout_of
@@ -40,6 +41,8 @@ def sample(
 ) -> list[tuple[Rollout, ...]]:
     """``num_samples`` responses for each request, without gradient, in evaluation mode and the policy's precision.
 
+    Of several ranks, which must all call this with the same requests, each samples its share and all get everything.
+
     Args:
         max_rows: most responses decoded at a time, >= 1; it bounds memory and changes no response. Only a request with
             more siblings than that is split, each part with its own prefill.
@@ -51,12 +54,20 @@ def sample(
     """
     if max_rows < 1:
         raise ValueError(f"max_rows={max_rows} must be >= 1: set the most responses to decode at a time")
-    rollouts: list[list[Rollout]] = [[] for _ in requests]
+    if not requests:
+        return []
+    mine = distributed.my_share(requests)
+    rollouts: list[list[Rollout]] = [[] for _ in mine]
+    batches = list(_batches(mine, max_rows))
     with _evaluation_mode(policy.module), policy.module.autocast():
-        for batch in _batches(requests, max_rows):
-            for siblings, drawn in zip(batch, _sample_batch(policy, batch, config), strict=True):
+        for number in range(distributed.all_reduce_max(len(batches))):
+            if number >= len(batches):
+                # Nothing left to do here, but sharded weights can only be used by all ranks together.
+                _sample_batch(policy, [_Siblings(requests[0], 0, range(1))], config)
+                continue
+            for siblings, drawn in zip(batches[number], _sample_batch(policy, batches[number], config), strict=True):
                 rollouts[siblings.request_index].extend(drawn)
-    return [tuple(drawn) for drawn in rollouts]
+    return distributed.together([tuple(drawn) for drawn in rollouts], len(requests))
 
 
 def draw_tokens(
@@ -182,10 +193,12 @@ def _decode_loop(
         token_NT[rollout_R, step], logprob_NT[rollout_R, step] = token_R, logprob_R
         is_done_R = is_done_R | torch.isin(token_R, stop_ids)
         num_done = int(is_done_R.sum())  # the only wait for the device in a step
-        if num_done == len(rollout_R) or step + 1 == num_steps:
+        num_live = len(rollout_R) - num_done
+        # Ranks with rows of their own done decode on until all are: each step needs every rank's weights.
+        if distributed.all_reduce_max(num_live) == 0 or step + 1 == num_steps:
             break
         # Dropping copies the cache, so it waits until it saves a quarter of the rows.
-        if 4 * num_done >= len(rollout_R):
+        if num_live and 4 * num_done >= len(rollout_R):
             live = (~is_done_R).nonzero().squeeze(-1)
             cache.batch_select_indices(live)
             rollout_R, is_done_R, token_R = rollout_R[live], is_done_R[live], token_R[live]

@@ -1,0 +1,107 @@
+"""Trains a tiny model for some steps, on as many ranks as torchrun started: run by ``test_ranks.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sparring import distributed
+from sparring.data.stream import ProblemStream
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.models.policy import Policy
+from sparring.policy_loss import PolicyLossConfig
+from sparring.rewards import Grader
+from sparring.rollout import SamplingConfig
+from sparring.rollout.collect import BatchConfig
+from sparring.trainer import Trainer, TrainerConfig
+from sparring.types import FinishReason, Metrics, Problem, Reward
+from sparring.update import OptimConfig, Player
+from tiny_models import tiny_problem
+from toy_grader import ParityGrader
+
+
+class Indifferent(ParityGrader):
+    """Everything is right, so no group has signal."""
+
+    def grade(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
+        return Reward(1.0, {"answer": 1.0, "format": 1.0}, {"answer": "correct", "format": "ok"})
+
+
+BATCH = BatchConfig(prompts_per_step=5)
+LOSS = PolicyLossConfig(kl_coefficient=0.1)
+CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
+    "grpo": (GRPOConfig(group_size=4, batch=BATCH, loss=LOSS), ParityGrader),
+    "saei": (SaEIConfig(num_clean=2, num_adversarial=2, step_size=4 / 255, batch=BATCH, loss=LOSS), ParityGrader),
+    "dynamic": (
+        GRPOConfig(group_size=2, batch=BatchConfig(3, dynamic_sampling=True, max_draws=4), loss=LOSS),
+        ParityGrader,
+    ),
+    "no-signal": (
+        GRPOConfig(group_size=2, batch=BatchConfig(3, dynamic_sampling=True, max_draws=2), loss=LOSS),
+        Indifferent,
+    ),
+    # One problem a step: the second rank has nothing of its own to sample or to score.
+    "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),
+}
+
+
+def problems() -> list[Problem]:
+    """Pictures of several sizes, one problem with two and one without any, questions of several lengths."""
+    sizes = [((16, 24),), ((24, 24),), ((16, 16), (16, 24)), (), ((32, 16),), ((16, 24),), ((24, 16),)]
+    return [tiny_problem(10 * n, size, question=f"What {'x' * 7 * n}?") for n, size in enumerate(sizes)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--save-every", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = distributed.initialise("cpu")
+    config, grader = CASES[arguments.case]
+    policy = Policy.load(arguments.model, device=device)
+    reference = policy.clone_frozen()
+    policy.shard()
+    reference.shard()
+    # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
+    player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=130))
+    method = METHODS[type(config)](
+        config,  # type: ignore[arg-type]
+        player,
+        reference,
+        grader(),
+        SamplingConfig(temperature=0.9, max_new_tokens=8),
+        seed=3,
+        max_rows=7,
+    )
+
+    def validate() -> Metrics:
+        return {"validation/accuracy": 0.0}
+
+    trainer = Trainer(
+        method,
+        ProblemStream(problems(), seed=0),
+        TrainerConfig(validate_every=100, save_every=arguments.save_every),
+        arguments.out,
+        validate,
+        num_steps=arguments.steps,
+    )
+    trainer.resume()
+    trainer.run()
+    weights = distributed.full_weights(policy.module)
+    if distributed.is_main():
+        # Tied weights share memory, which safetensors refuses.
+        save_file({name: weight.clone() for name, weight in weights.items()}, arguments.out / "end.safetensors")
+        (arguments.out / "ranks.json").write_text(json.dumps(distributed.world_size()))
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Two ranks under torchrun do what one does: whole steps with FSDP2, rollouts and pixel attacks, and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+TIMINGS = {"seconds"}
+
+
+def train(model: Path, out: Path, case: str, *, ranks: int, steps: int = 10) -> None:
+    command = [sys.executable, str(WORKER)]
+    if ranks > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command = [*torchrun, str(WORKER)]
+    out.mkdir(parents=True, exist_ok=True)
+    command += [str(model), str(out), case, "--steps", str(steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "ranks.json").read_text()) == ranks
+
+
+def metrics_of(out: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
+
+
+def assert_alike(first: Path, second: Path, *, tolerance: float) -> None:
+    for mine, theirs in zip(metrics_of(first), metrics_of(second), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (name, mine["step"])
+    weights, others = load_file(first / "end.safetensors"), load_file(second / "end.safetensors")
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], atol=tolerance, rtol=0, msg=name)
+
+
+def moved(out: Path, model: Path) -> float:
+    start = {f"vlm.{name}": weight for name, weight in load_file(model / "model.safetensors").items()}
+    end: dict[str, Tensor] = load_file(out / "end.safetensors")
+    return max(float((end[name].float() - weight.float()).abs().max()) for name, weight in start.items() if name in end)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folders: dict[str, Path]) -> Path:
+    return tiny_folders["qwen3_vl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["grpo", "saei", "dynamic", "no-signal", "single"])
+def test_two_ranks_train_as_one(model: Path, tmp_path: Path, case: str) -> None:
+    train(model, tmp_path / "one", case, ranks=1)
+    train(model, tmp_path / "two", case, ranks=2)
+    assert_alike(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
+    # Ten steps of AdamW at 1e-3 move weights by up to 1e-2 or more; without signal nothing moves.
+    assert (moved(tmp_path / "one", model) > 5e-3) == (case != "no-signal")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(model: Path, tmp_path: Path) -> None:
+    train(model, tmp_path / "one", "saei", ranks=1)
+    train(model, tmp_path / "two", "saei", ranks=2, steps=5)
+    shutil.copytree(tmp_path / "two", tmp_path / "then-one")
+    train(model, tmp_path / "then-one", "saei", ranks=1)
+    train(model, tmp_path / "two", "saei", ranks=2)
+    # The last step of the short run was validated, so it has one record more; weights are what must agree.
+    for out in ("two", "then-one"):
+        end, whole = load_file(tmp_path / out / "end.safetensors"), load_file(tmp_path / "one" / "end.safetensors")
+        for name, weight in whole.items():
+            torch.testing.assert_close(end[name], weight, atol=1e-5, rtol=0, msg=name)
