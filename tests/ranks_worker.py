@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,6 +73,10 @@ def main() -> None:
     reference.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=130))
+    if arguments.case in ("single", "dynamic"):
+        # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step.
+        player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=1e-3)
+        player.config = replace(player.config, learning_rate=0.3)
     method = METHODS[type(config)](
         config,  # type: ignore[arg-type]
         player,
