@@ -88,7 +88,7 @@ def main() -> None:
     )
 
     def validate() -> Metrics:
-        return {"validation/accuracy": 0.0}
+        return {"validation/score": 0.0}
 
     trainer = Trainer(
         method,

@@ -63,7 +63,7 @@ class Validation:
 
     def __call__(self) -> Metrics:
         self.asked.append(len(self.method.steps))
-        return {"validation/accuracy": next(self.accuracies)}
+        return {"validation/score": next(self.accuracies)}
 
 
 def fake_trainer(
@@ -81,7 +81,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 def untimed(folder: Path) -> list[dict[str, Any]]:
     records = read_jsonl(folder / METRICS)
-    assert all(("seconds" in record) == ("validation/accuracy" not in record) for record in records)
+    assert all(("seconds" in record) == ("validation/score" not in record) for record in records)
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
@@ -103,7 +103,7 @@ def test_it_saves_every_n_steps_the_best_and_the_last(tmp_path: Path) -> None:
     accuracies = (0.5, 0.4, 0.7, 0.7, 0.6, 0.1)
     trainer, _ = fake_trainer(tmp_path, FakeMethod(), 9, accuracies, keep_last=1)
     assert trainer.run()
-    assert (trainer.best_step, trainer.best_accuracy) == (4, 0.7), "an equal one later is no better"
+    assert (trainer.best_step, trainer.best_score) == (4, 0.7), "an equal one later is no better"
     assert saved_steps(tmp_path) == [4, 9]
     assert checkpoint_path(tmp_path / CHECKPOINTS, "best").name == "step-000004"
     assert checkpoint_path(tmp_path / CHECKPOINTS, "latest").name == "step-000009"
@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, stop: 
     assert second.resume() and second.num_done == stop + 1
     assert second.run()
     assert untimed(parts) == untimed(tmp_path / "whole")
-    assert (second.best_step, second.best_accuracy) == (whole.best_step, whole.best_accuracy) == (4, 0.5)
+    assert (second.best_step, second.best_score) == (whole.best_step, whole.best_score) == (4, 0.5)
     assert second.stream.position == whole.stream.position == 14
 
 
@@ -231,7 +231,7 @@ def real_trainer(model: Path, folder: Path, config: MethodConfig) -> tuple[Train
 
     def validate() -> Metrics:
         settings = EvaluationConfig(num_problems=3, threats=("clean",))
-        return {"validation/accuracy": accuracy(evaluate(policy, validation, settings, SAMPLING, grader, seed=0)).value}
+        return {"validation/score": accuracy(evaluate(policy, validation, settings, SAMPLING, grader, seed=0)).value}
 
     stream = ProblemStream(SceneProblems("train", 5), 0)
     settings = TrainerConfig(validate_every=2, save_every=1)

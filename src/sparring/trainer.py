@@ -52,7 +52,7 @@ class TrainerConfig:
 
 
 Validate = Callable[[], Metrics]
-"""Metrics of the policy as it is; ``validation/accuracy`` chooses the best checkpoint."""
+"""Metrics of the policy as it is; ``validation/score`` chooses the best checkpoint."""
 OnStep = Callable[[int, Metrics], None]
 """Called with the number of finished steps and what was logged for the last one."""
 
@@ -81,7 +81,7 @@ class Trainer:
         self.on_step = on_step or (lambda step, metrics: None)
         self.num_steps = num_steps
         self.num_done = 0
-        self.best_accuracy = -1.0
+        self.best_score = -1.0
         self.best_step = 0
 
     def resume(self) -> bool:
@@ -97,7 +97,7 @@ class Trainer:
         self.stream.load_state_dict(state["stream"])
         torch.set_rng_state(state["torch_rng"])
         self.num_done = state["num_done"]
-        self.best_accuracy, self.best_step = state["best_accuracy"], state["best_step"]
+        self.best_score, self.best_step = state["best_score"], state["best_step"]
         self._forget_metrics_after(self.num_done)
         return True
 
@@ -139,9 +139,9 @@ class Trainer:
         """Log validation metrics; whether they are the best so far."""
         metrics = self.validate()
         self._log({"step": self.num_done, **metrics})
-        is_best = metrics["validation/accuracy"] > self.best_accuracy
+        is_best = metrics["validation/score"] > self.best_score
         if is_best:
-            self.best_accuracy, self.best_step = metrics["validation/accuracy"], self.num_done
+            self.best_score, self.best_step = metrics["validation/score"], self.num_done
         return is_best
 
     def _log(self, record: Metrics) -> None:
@@ -155,7 +155,7 @@ class Trainer:
             "stream": self.stream.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "num_done": self.num_done,
-            "best_accuracy": self.best_accuracy,
+            "best_score": self.best_score,
             "best_step": self.best_step,
         }
         if distributed.is_main():

@@ -29,7 +29,7 @@ from sparring.types import Group, Layout, Metrics, Score
 class OptimConfig:
     """AdamW and its schedule. Betas and clipping are EasyR1's; the rate is ours, for the bundled model."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Peak rate, > 0. EasyR1 takes 1e-6 for models of 3 to 7 billion parameters."""
     beta1: float = 0.9
     """Decay of the mean gradient, in [0, 1)."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, changes, evaluate, probe_entropy, summary
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, changes, evaluate, probe, summary
 from sparring.evaluation.threats import THREATS, Threat, ThreatConfig
 from sparring.models.policy import Policy
 from sparring.recipes.run import write_outcomes
@@ -138,7 +138,7 @@ def test_the_policy_is_left_alone(policy: Policy) -> None:
         assert parameter.grad is None and torch.equal(parameter, before[name])
 
 
-def test_probe_entropy_by_hand(policy: Policy) -> None:
+def test_a_probe_by_hand(policy: Policy) -> None:
     problems = some_problems(3)
     groups = []
     for problem in problems:
@@ -146,9 +146,12 @@ def test_probe_entropy_by_hand(policy: Policy) -> None:
         request = SampleRequest(problem, view, 2, derive_seed(5, problem.id, "probe"))
         groups.append(Group(problem, {"clean": view}, sample(policy, [request], SAMPLING, max_rows=2)[0]))
     scored = score(policy, groups, view="clean", temperature=0.9, with_entropy=True, token_budget=10_000)
-    found = probe_entropy(policy, problems, SAMPLING, seed=5, num_samples=2)
-    assert math.isclose(found, float(scored.entropy_T.sum()) / scored.entropy_T.numel(), rel_tol=1e-5)
-    assert found == probe_entropy(policy, problems, SAMPLING, seed=5, num_samples=2)
+    found = probe(policy, problems, SAMPLING, ParityGrader(), seed=5, num_samples=2)
+    assert math.isclose(found["entropy"], float(scored.entropy_T.sum()) / scored.entropy_T.numel(), rel_tol=1e-5)
+    # As the grader says: an even sum of bytes is right.
+    right = [sum(rollout.text.encode()) % 2 == 0 for group in groups for rollout in group.rollouts]
+    assert found["accuracy"] == sum(right) / 6
+    assert found == probe(policy, problems, SAMPLING, ParityGrader(), seed=5, num_samples=2)
 
 
 def outcome(number: int, is_correct: bool, *, threat: Threat = "clean", family: str = "counting") -> Outcome:

@@ -104,28 +104,33 @@ def evaluate(
     return outcomes
 
 
-def probe_entropy(
+def probe(
     policy: Policy,
     problems: Sequence[Problem],
     sampling: SamplingConfig,
+    grader: Grader,
     *,
     seed: int,
     num_samples: int = 1,
     token_budget: int = 16384,
-) -> float:
-    """Mean full-vocabulary entropy, in nats per token, of responses sampled on clean pictures of a fixed set."""
+) -> Metrics:
+    """``accuracy`` and ``entropy`` of responses sampled on the clean pictures of a fixed set.
+
+    The entropy is over the whole vocabulary, in nats per token, mean over all tokens.
+    """
     views = [policy.processor.clean_view(problem) for problem in problems]
     requests = [
         SampleRequest(problem, view, num_samples, derive_seed(seed, problem.id, "probe"))
         for problem, view in zip(problems, views, strict=True)
     ]
     drawn = sample(policy, requests, sampling, max_rows=256)
-    groups = [Group(p, {"clean": v}, r) for p, v, r in zip(problems, views, drawn, strict=True)]
+    groups = grader.grade_groups([Group(p, {"clean": v}, r) for p, v, r in zip(problems, views, drawn, strict=True)])
     scored = score(
         policy, groups, view="clean", temperature=sampling.temperature, with_entropy=True, token_budget=token_budget
     )
     assert scored.entropy_T is not None
-    return float(scored.entropy_T.mean())
+    verdicts = [r.reward.parts["answer"] for group in groups for r in group.rollouts if r.reward is not None]
+    return {"accuracy": sum(verdicts) / len(verdicts), "entropy": float(scored.entropy_T.mean())}
 
 
 def accuracy(outcomes: Sequence[Outcome]) -> Estimate:

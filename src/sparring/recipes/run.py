@@ -17,7 +17,7 @@ from sparring.checkpoint import step_folder
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe_entropy
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe
 from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
@@ -55,7 +55,7 @@ class ModelConfig:
 class RunConfig:
     """A training run. Everything that its numbers depend on is here."""
 
-    steps: int = 45
+    steps: int = 40
     """Batches of rollouts, >= 0."""
     seed: int = 0
     """Seed of everything random in the run."""
@@ -229,11 +229,16 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
             grader,
             seed=0,
         )
-        probe = [validation[i] for i in range(min(PROBE_SIZE, len(validation)))]
+        few = [validation[i] for i in range(min(PROBE_SIZE, len(validation)))]
+        sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
+        greedy = accuracy(outcomes).value
         return {
-            "validation/accuracy": accuracy(outcomes).value,
+            "validation/accuracy": greedy,
             "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
-            "validation/entropy": probe_entropy(policy, probe, config.sampling, seed=0, num_samples=2),
+            "validation/sampled_accuracy": sampled["accuracy"],
+            "validation/entropy": sampled["entropy"],
+            # Greedy accuracy alone is a noisy guide while a policy changes its style of reasoning.
+            "validation/score": (greedy + sampled["accuracy"]) / 2,
         }
 
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)

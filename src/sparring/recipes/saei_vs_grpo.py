@@ -28,6 +28,7 @@ from sparring.recipes.run import (
     write_outcomes,
 )
 from sparring.trainer import METRICS, TrainerConfig
+from sparring.update import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class StudyConfig:
     """One run per method and seed."""
     steps: int = 150
     """Batches of rollouts per run, >= 1."""
+    learning_rate: float = 1e-4
+    """Peak rate of every run, > 0."""
     num_test: int = 600
     """Held-out problems for each kind of picture, and as many out of distribution, >= 1."""
 
@@ -89,6 +92,7 @@ def _train(config: StudyConfig, method: str, seed: int, folder: Path, *, is_firs
         seed=seed,
         steps=config.steps,
         out=folder,
+        optim=OptimConfig(learning_rate=config.learning_rate),
         trainer=TrainerConfig(validate_every=25, save_every=50, keep_last=1),
         evaluation=EvaluationConfig(num_problems=config.num_test),
     )
