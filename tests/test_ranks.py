@@ -26,7 +26,7 @@ def train(model: Path, out: Path, case: str, *, ranks: int, steps: int = 10) -> 
     out.mkdir(parents=True, exist_ok=True)
     command += [str(model), str(out), case, "--steps", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "ranks.json").read_text()) == ranks
 
