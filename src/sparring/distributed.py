@@ -130,7 +130,8 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], methods: Sequence[str]
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
     """The whole tensors of a module's state on the CPU of the main rank; nothing on the others."""
-    return dict(get_model_state_dict(module, options=_FULL))
+    weights: dict[str, Any] = get_model_state_dict(module, options=_FULL)
+    return weights
 
 
 def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -160,7 +160,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Metrics]:
 
 def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Estimate]:
     """For each threat the difference of two accuracies on the same problems, with a paired bootstrap interval."""
-    result = {}
+    result: dict[str, Estimate] = {}
     for threat in dict.fromkeys(outcome.threat for outcome in after):
         rows = [[[float(o.is_correct) for o in outcomes if o.threat == threat]] for outcomes in (after, before)]
         result[threat] = paired_bootstrap_difference(np.array(rows[0]), np.array(rows[1]), seed=0)
