@@ -137,10 +137,6 @@ def pixel_gradients(
         The scores of all tokens, detached, and for each group the gradient of each image of the view, (3, H, W) on the
         policy's device; zero where no token depends on it.
     """
-    is_shown = [bool(_view_of(group, view).images) for group in groups]
-    if not all(is_shown):
-        # A backward pass uses sharded weights, so all ranks must make equally many: what has no picture goes apart.
-        return _with_unpictured(is_shown, groups, policy, view, temperature, objective, token_budget, with_entropy)
     shown = [_differentiable(group, view, policy.device) for group in groups]
     images = [group.views[view].images for group in shown]
     gradients = {id(image): torch.zeros_like(image) for of_group in images for image in of_group}
@@ -157,44 +153,6 @@ def pixel_gradients(
         indices.append(micro.token_index)
     summed = [tuple(distributed.all_reduce_sum(gradients[id(image)]) for image in of_group) for of_group in images]
     return _end_to_end(scores, indices, layout_of(groups).num_tokens, policy.device, with_entropy), summed
-
-
-def _with_unpictured(
-    is_shown: Sequence[bool],
-    groups: Sequence[Group],
-    policy: Policy,
-    view: str,
-    temperature: float,
-    objective: Objective,
-    token_budget: int,
-    with_entropy: bool,
-) -> tuple[Score, list[tuple[Tensor, ...]]]:
-    """``pixel_gradients`` of groups some of which (``is_shown`` false) have no picture: those are only scored."""
-    pictured = [group for group, has_picture in zip(groups, is_shown, strict=True) if has_picture]
-    others = [group for group, has_picture in zip(groups, is_shown, strict=True) if not has_picture]
-    plain = score(
-        policy, others, view=view, temperature=temperature, with_entropy=with_entropy, token_budget=token_budget
-    )
-    scored, found = pixel_gradients(
-        policy, pictured, view=view, temperature=temperature, objective=objective, token_budget=token_budget,
-        with_entropy=with_entropy,
-    )  # fmt: skip
-    layout = layout_of(groups)
-    is_pictured_T = torch.tensor(is_shown)[layout.group_N][layout.rollout_T].to(policy.device)
-
-    def merged(pictured_t: Tensor, plain_t: Tensor) -> Tensor:
-        values_T = pictured_t.new_empty(layout.num_tokens)
-        values_T[is_pictured_T], values_T[~is_pictured_T] = pictured_t, plain_t
-        return values_T
-
-    entropy_T = None
-    if scored.entropy_T is not None and plain.entropy_T is not None:
-        entropy_T = merged(scored.entropy_T, plain.entropy_T)
-    gradients = iter(found)
-    return (
-        Score(merged(scored.logprobs_T, plain.logprobs_T), entropy_T),
-        [next(gradients) if has_picture else () for has_picture in is_shown],
-    )
 
 
 def _differentiable(group: Group, view: str, device: torch.device) -> Group:
@@ -243,15 +201,20 @@ def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_bu
 
 
 def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[list[_Job], bool]]:
-    """This rank's batches of rows, and whether each is only there to keep it in step with the other ranks."""
+    """This rank's batches of rows, and whether each is only there to keep it in step with the other ranks.
+
+    Rows with and without pictures come apart: what a pass needs of sharded weights, forward and back, depends on it.
+    """
     ranks = distributed.world_size()
-    shares = [
-        list(_batches([job for bundle in bundles[rank::ranks] for job in bundle], token_budget))
-        for rank in range(ranks)
-    ]
-    own = shares[distributed.rank()]
-    for number in range(max(map(len, shares))):
-        yield (own[number], False) if number < len(own) else (shares[0][0], True)
+    for has_pictures in (True, False):
+        alike = [bundle for bundle in bundles if bool(bundle[0].row.images) == has_pictures]
+        shares = [
+            list(_batches([job for bundle in alike[rank::ranks] for job in bundle], token_budget))
+            for rank in range(ranks)
+        ]
+        own = shares[distributed.rank()]
+        for number in range(max(map(len, shares))):
+            yield (own[number], False) if number < len(own) else (shares[0][0], True)
 
 
 def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
