@@ -196,6 +196,32 @@ def test_constants_carry_no_gradient() -> None:
     assert not any(values_T.requires_grad for values_T in minibatch.constants.values())
 
 
+def test_without_old_log_probabilities_the_ratio_is_one_with_the_gradient_of_one() -> None:
+    groups, config = [group((1.0, 0.0), (2, 1))], PolicyLossConfig(kl_coefficient=0.0)
+    leaves = [NEW_T[:3].clone().requires_grad_() for _ in range(2)]
+    losses = []
+    for leaf_T, old_T in zip(leaves, (None, NEW_T[:3]), strict=True):
+        minibatch = policy_minibatch(
+            groups, config, advantage_N=advantages_N(groups, config), old_logprobs_T=old_T,
+            reference_logprobs_T=None, max_new_tokens=10,
+        )  # fmt: skip
+        scored = Score(leaf_T, torch.tensor([1.0, 2.0, 6.0]))
+        loss, named = policy_loss(config)(scored, Tokens(layout_of(groups), minibatch.constants))
+        loss.backward()
+        losses.append(loss)
+        assert named["ratio"] == 1 and named["entropy"] == 3
+    assert losses[0] == losses[1] and torch.equal(leaves[0].grad, leaves[1].grad)
+    assert leaves[0].grad.count_nonzero() == 3
+
+
+def test_several_minibatches_need_old_log_probabilities() -> None:
+    with pytest.raises(ValueError, match="num_minibatches=2 needs old_logprobs_T"):
+        optimise(
+            None, [group((1.0, 0.0), (2, 1))], PolicyLossConfig(), view="clean", old_logprobs_T=None,
+            reference_logprobs_T=None, temperature=1.0, max_new_tokens=10, num_minibatches=2,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(("num_minibatches", "sizes"), [(1, [5]), (2, [2, 3]), (5, [1] * 5), (9, [1] * 5)])
 def test_optimise_deals_groups_out_with_their_constants(
     num_minibatches: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
@@ -207,7 +233,7 @@ def test_optimise_deals_groups_out_with_their_constants(
     losses = iter(range(100))
 
     def update(player: object, minibatch: Minibatch, loss: object, **settings: object) -> dict[str, float]:
-        assert settings == {"view": "clean", "temperature": 0.7}
+        assert settings == {"view": "clean", "temperature": 0.7, "with_entropy": False}
         seen.append(minibatch)
         return {"loss": float(next(losses))}
 

@@ -129,11 +129,9 @@ def test_the_vision_tower_sees_each_view_once(tiny_policy: Policy, monkeypatch: 
     seen: list[int] = []
     vision = tiny_policy.module._vision
     monkeypatch.setattr(tiny_policy.module, "_vision", lambda images: seen.append(len(images)) or vision(images))
-    # Only pairs of tokens cost, so that long responses get a row each.
-    monkeypatch.setattr(Policy, "row_cost", replace(tiny_policy.row_cost, per_token=0))
     groups = [tiny_group(0, (50,) * 3), tiny_group(1, (50, 50), sizes=((8, 8), (16, 8)), views=("clean", "noisy"))]
     (micro,) = micro_batches(tiny_policy, groups, view=None, token_budget=10_000)
-    assert micro.packed.input_ids.shape[0] == 5
+    assert micro.packed.attention.num_prompts == 3
     tiny_policy.module(micro.packed, temperature=1.0)
     assert seen == [1 + 2 + 2]
 

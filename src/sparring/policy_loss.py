@@ -82,7 +82,7 @@ def policy_minibatch(
     config: PolicyLossConfig,
     *,
     advantage_N: Tensor,
-    old_logprobs_T: Tensor,
+    old_logprobs_T: Tensor | None,
     reference_logprobs_T: Tensor | None,
     max_new_tokens: int,
     is_watched_T: Mapping[str, Tensor] | None = None,
@@ -91,7 +91,7 @@ def policy_minibatch(
 
     Args:
         advantage_N: of these groups' rollouts.
-        old_logprobs_T: under the policy, and on the view, that the method's ratio divides by.
+        old_logprobs_T: under the policy, and on the view, that the method's ratio divides by; None are the new ones.
         reference_logprobs_T: under the initial policy; needed if ``config.kl_coefficient`` is not 0.
         max_new_tokens: the constant of ``aggregation="constant"``.
         is_watched_T: named selections of tokens, bool (T,); the share of each whose ratio lies outside the clip range
@@ -111,10 +111,11 @@ def policy_minibatch(
     )
     constants = {
         "advantage": advantage_N[layout.rollout_T],
-        "old": old_logprobs_T.detach().cpu(),
         "weight": weights_T(aggregation=config.aggregation, constant=max_new_tokens),
         "share": weights_T(aggregation="token_mean"),
     }
+    if old_logprobs_T is not None:
+        constants["old"] = old_logprobs_T.detach().cpu()
     if reference_logprobs_T is not None:
         constants["reference"] = reference_logprobs_T.detach().cpu()
     for name, is_watched in (is_watched_T or {}).items():
@@ -125,12 +126,13 @@ def policy_minibatch(
 def policy_loss(config: PolicyLossConfig) -> LossFunction:
     """The loss of a micro-batch: clipped surrogate plus the KL term, each weighted per token and summed.
 
-    Beside it, as means over tokens whatever the aggregation: ``clip_fraction``, ``ratio``, ``reference_kl``.
+    Beside it, as means over tokens whatever the aggregation: ``clip_fraction``, ``ratio``, ``reference_kl``, and the
+    ``entropy`` if it was scored.
     """
 
     def loss(score: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        new_T, old_T, advantage_T, weight_T = score.logprobs_T, tokens["old"], tokens["advantage"], tokens["weight"]
-        share_T = tokens["share"]
+        new_T, advantage_T, weight_T, share_T = score.logprobs_T, tokens["advantage"], tokens["weight"], tokens["share"]
+        old_T = tokens["old"] if "old" in tokens.constants else new_T.detach()
         if config.ratio == "sequence":
             ratio_T = sequence_ratio_T(new_T, old_T, tokens.layout.rollout_T, tokens.layout.num_rollouts)
         else:
@@ -144,6 +146,8 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
         is_outside_T = (ratio_T.detach() < 1 - config.clip_low) | (ratio_T.detach() > 1 + config.clip_high)
         watched = {n.removeprefix(_WATCH): part_T for n, part_T in tokens.constants.items() if n.startswith(_WATCH)}
         named |= {f"outside/{name}": (part_T * is_outside_T).sum() for name, part_T in watched.items()}
+        if score.entropy_T is not None:
+            named["entropy"] = (share_T * score.entropy_T.detach()).sum()
         if config.kl_coefficient:
             kl_T = KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])
             total = total + config.kl_coefficient * (weight_T * kl_T).sum()
@@ -161,7 +165,7 @@ def optimise(
     config: PolicyLossConfig,
     *,
     view: str | None,
-    old_logprobs_T: Tensor,
+    old_logprobs_T: Tensor | None,
     reference_logprobs_T: Tensor | None,
     temperature: float,
     max_new_tokens: int,
@@ -172,9 +176,14 @@ def optimise(
 
     Args:
         view: under which new log-probs are scored; None is each rollout's own.
-        old_logprobs_T, reference_logprobs_T, is_watched_T: of all tokens of ``groups`` end to end.
+        old_logprobs_T, reference_logprobs_T, is_watched_T: of all tokens of ``groups`` end to end. Without old ones the
+            ratio is one, with the gradient of one, and the entropy is reported from the loss's own scores.
         num_minibatches: optimizer steps; the groups are dealt out evenly.
+
+    Raises ValueError if there are several minibatches and no old log-probabilities: after the first step they are lost.
     """
+    if old_logprobs_T is None and num_minibatches > 1:
+        raise ValueError(f"num_minibatches={num_minibatches} needs old_logprobs_T: score them before the first step")
     layout = layout_of(groups)
     advantage_N = advantages_N(groups, config)
     token_group_T = layout.group_N[layout.rollout_T]
@@ -187,10 +196,12 @@ def optimise(
             [groups[i] for i in members],
             config,
             advantage_N=advantage_N[is_member_N],
-            old_logprobs_T=old_logprobs_T.cpu()[is_member_T],
+            old_logprobs_T=None if old_logprobs_T is None else old_logprobs_T.cpu()[is_member_T],
             reference_logprobs_T=None if reference_logprobs_T is None else reference_logprobs_T.cpu()[is_member_T],
             max_new_tokens=max_new_tokens,
             is_watched_T={name: mask_T[is_member_T] for name, mask_T in (is_watched_T or {}).items()},
         )
-        reports.append(update(player, minibatch, loss, view=view, temperature=temperature))
+        reports.append(
+            update(player, minibatch, loss, view=view, temperature=temperature, with_entropy=old_logprobs_T is None)
+        )
     return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}

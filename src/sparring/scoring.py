@@ -51,17 +51,17 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Cuts groups into packed micro-batches; every rollout is in exactly one, of one rank.
 
-    Rollouts of one group and view share rows with one prefix (``packing``); where that costs less, or where the budget
-    demands it, a group is split over rows, each with its prefix. Rows of like length come together, so the order is not
-    that of ``groups``: place results by ``token_index`` and ``rollout_index``.
+    Rollouts of one group and view share a row with one prefix (``packing``); where the budget demands it, a group is
+    split over rows, each with its prefix. The longest rows come first, so the order is not that of ``groups``: place
+    results by ``token_index`` and ``rollout_index``.
 
     Of several ranks, which must all call this with the same groups, each gets its share, and all get equally many.
 
     Args:
-        policy: whose prompts, device and costs apply.
+        policy: whose prompts and device apply.
         groups: with rollouts.
         view: name of the view under which every rollout is shown; None shows each the view it was sampled from.
-        token_budget: most tokens of a micro-batch, prompts, responses and padding included, > 0. A rollout that alone
+        token_budget: most tokens of a micro-batch, prompts and responses together, > 0. A rollout that alone
             exceeds it gets a micro-batch of its own.
 
     Raises:
@@ -82,7 +82,7 @@ def micro_batches(
         )
         # A token's place: behind the end of its rollout in T, by as much as it is before its rollout's end in t.
         shift_n = ends_N[rollout_index] - lengths_n.cumsum(0)
-        packed = pack([job.row for job in batch], pad_token_id=policy.processor.pad_token_id, device=policy.device)
+        packed = pack([job.row for job in batch], device=policy.device)
         yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own, is_idle)
 
 
@@ -174,7 +174,6 @@ def _view_of(group: Group, name: str) -> View:
 def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_budget: int) -> list[list[_Job]]:
     """The rows of each group and view, which share its vision features; longest rows first."""
     bundles: list[list[_Job]] = []
-    cost = policy.row_cost
     first = 0
     for group in groups:
         by_view: dict[str, list[int]] = {}
@@ -185,7 +184,7 @@ def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_bu
             prompt = policy.encode(group.problem, shown)
             responses = [group.rollouts[number].token_ids.cpu() for number in members]
             lengths = [response.numel() for response in responses]
-            split = split_responses(prompt.input_ids.numel(), lengths, cost, token_budget)
+            split = split_responses(prompt.input_ids.numel(), lengths, token_budget)
             bundles.append(
                 [
                     _Job(
@@ -218,16 +217,15 @@ def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[
 
 
 def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
-    """Consecutive rows whose padded area stays within the budget."""
+    """Consecutive rows whose tokens stay within the budget."""
     batch: list[_Job] = []
-    longest = 0
+    num_tokens = 0
     for job in jobs:
-        extended = max(longest, job.row.num_tokens)
-        if batch and extended * (len(batch) + 1) > token_budget:
+        if batch and num_tokens + job.row.num_tokens > token_budget:
             yield batch
-            batch, extended = [], job.row.num_tokens
+            batch, num_tokens = [], 0
         batch.append(job)
-        longest = extended
+        num_tokens += job.row.num_tokens
     if batch:
         yield batch
 

@@ -42,7 +42,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up, >= 0; the rate is constant afterwards."""
     token_budget: int = 8192
-    """Most tokens of one forward and backward pass, prompts and padding included, >= 1; bounds memory only."""
+    """Most tokens of one forward and backward pass, prompts and responses together, >= 1; bounds memory only."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparring.models.packing import PackedBatch, Row, RowCost, pack, row_length, split_responses
+from sparring.models.packing import PackedBatch, Row, pack, row_length, split_responses
 from sparring.models.processor import Prompt
 
 CPU = torch.device("cpu")
-PAD = 99
 
 
 def text_prompt(*ids: int) -> Prompt:
@@ -43,84 +42,51 @@ def drawn_by_hand() -> PackedBatch:
     """Prompt 1 2 3 with responses (10 11), (), (20), (30 31 32); beside it a picture's prompt with (40 41 42)."""
     first = Row(text_prompt(1, 2, 3), (), (response(10, 11), response(), response(20), response(30, 31, 32)))
     second = Row(picture_prompt(), (torch.rand(3, 8, 16),), (response(40, 41, 42),))
-    return pack([first, second], pad_token_id=PAD, device=CPU)
+    return pack([first, second], device=CPU)
 
 
 def test_tokens_positions_and_targets() -> None:
     batch = drawn_by_hand()
     # Last tokens (11, 20, 32, 42) are targets only. Both rows have 6 tokens.
-    assert batch.input_ids.tolist() == [[1, 2, 3, 10, 30, 31], [1, 8, 8, 2, 40, 41]]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 10, 30, 31, 1, 8, 8, 2, 40, 41]]
     # Positions restart behind the prompt: at 3 in the first row, at 4 in the second.
     assert batch.position_ids.tolist() == [
-        [[0, 1, 2, 3, 3, 4], [0, 1, 1, 3, 4, 5]],
-        [[0, 1, 2, 3, 3, 4], [0, 1, 1, 3, 4, 5]],
-        [[0, 1, 2, 3, 3, 4], [0, 1, 2, 3, 4, 5]],
+        [[0, 1, 2, 3, 3, 4, 0, 1, 1, 3, 4, 5]],
+        [[0, 1, 2, 3, 3, 4, 0, 1, 1, 3, 4, 5]],
+        [[0, 1, 2, 3, 3, 4, 0, 1, 2, 3, 4, 5]],
     ]
-    assert batch.is_image.tolist() == [[False] * 6, [False, True, True, False, False, False]]
+    assert batch.is_image.tolist() == [[False] * 7 + [True, True] + [False] * 3]
     # First tokens are predicted at the last prompt token: index 2 in row one, 6 + 3 in row two.
     assert batch.predict_T.tolist() == [2, 3, 2, 2, 4, 5, 9, 10, 11]
     assert batch.target_T.tolist() == [10, 11, 20, 30, 31, 32, 40, 41, 42]
-
-
-def test_attention() -> None:
-    mask_LL = drawn_by_hand().attention_mask[0, 0].int().tolist()
-    assert mask_LL == [
-        [1, 0, 0, 0, 0, 0],  # prompt
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],  # 10 of the first response: prompt and itself
-        [1, 1, 1, 0, 1, 0],  # 30 of the last: not the first response
-        [1, 1, 1, 0, 1, 1],  # 31
-    ]
-
-
-def test_padding_attends_to_itself_and_nothing_attends_to_it() -> None:
-    rows = [Row(text_prompt(1, 2, 3, 4), (), (response(5),)), Row(text_prompt(1, 2), (), (response(6),))]
-    batch = pack(rows, pad_token_id=PAD, device=CPU)
-    assert batch.input_ids[1].tolist() == [1, 2, PAD, PAD]
-    assert batch.attention_mask[1, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_a_view_shown_by_several_rows_is_there_once() -> None:
     one, two = torch.rand(3, 8, 16), torch.rand(3, 8, 16)
     prompt = picture_prompt()
     rows = [Row(prompt, (images,), (response(5),)) for images in (one, two, one)]
-    batch = pack(rows, pad_token_id=PAD, device=CPU)
+    batch = pack(rows, device=CPU)
     assert [id(image) for image in batch.images] == [id(one), id(two)]
     assert batch.image_order == (0, 1, 0)
 
 
 def test_rows_without_a_single_response_token_have_no_targets() -> None:
-    batch = pack([Row(text_prompt(1, 2), (), (response(),))], pad_token_id=PAD, device=CPU)
+    batch = pack([Row(text_prompt(1, 2), (), (response(),))], device=CPU)
     assert batch.predict_T.tolist() == batch.target_T.tolist() == []
     assert batch.target_T.dtype == torch.int64
 
 
-TOKENS_ONLY = RowCost(per_token=1, per_token_pair=0)
-PAIRS_ONLY = RowCost(per_token=0, per_token_pair=1)
-
-
-def test_one_row_where_only_tokens_cost_and_one_each_where_only_pairs_do() -> None:
-    # Prompt 10, responses of 11 (10 fed): one row 10 + 3 * 10 = 40 tokens, 1600 pairs; three rows 3 * 20 = 60 tokens,
-    # 1200 pairs.
-    assert split_responses(10, [11, 11, 11], TOKENS_ONLY, 1000) == [[0, 1, 2]]
-    assert split_responses(10, [11, 11, 11], PAIRS_ONLY, 1000) == [[0], [1], [2]]
-
-
-def test_the_cost_rule_weighs_both() -> None:
-    # Prompt 10, four responses of 11: with r per row a row has 10 + 10 r tokens. Token and pair costs of r = 1, 2, 4:
-    # tokens 80, 60, 50; pairs 4 * 400 = 1600, 2 * 900 = 1800, 2500. At 20 a token: 3200, 3000, 3500.
-    cost = RowCost(per_token=20, per_token_pair=1)
-    assert split_responses(10, [11] * 4, cost, 1000) == [[0, 1], [2, 3]]
+def test_one_row_holds_all_responses() -> None:
+    assert split_responses(10, [11, 11, 11], 1000) == [[0, 1, 2]]
 
 
 def test_the_budget_splits_a_group_and_an_overlong_response_stands_alone() -> None:
     # Rows of at most 30 tokens: 10 + 10 + 10 fit; 10 + 40 does not and is taken all the same.
-    assert split_responses(10, [11, 11, 41, 11], TOKENS_ONLY, 30) == [[0, 1], [2], [3]]
+    assert split_responses(10, [11, 11, 41, 11], 30) == [[0, 1], [2], [3]]
 
 
-def test_no_responses_are_one_empty_row_at_the_cost_of_the_prompt() -> None:
-    assert split_responses(10, [0, 0], PAIRS_ONLY, 1000) == [[0, 1]]
+def test_empty_responses_are_one_row_of_the_prompt_alone() -> None:
+    assert split_responses(10, [0, 0], 1000) == [[0, 1]]
     assert row_length(10, [0, 0, 1]) == 10
 
 
@@ -128,22 +94,12 @@ def test_no_responses_are_one_empty_row_at_the_cost_of_the_prompt() -> None:
     prompt=st.integers(1, 40),
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=10),
     budget=st.integers(1, 200),
-    pair=st.floats(0, 1),
 )
-def test_every_response_is_in_one_row_within_the_budget(
-    prompt: int, lengths: list[int], budget: int, pair: float
-) -> None:
-    rows = split_responses(prompt, lengths, RowCost(per_token=10, per_token_pair=pair), budget)
+def test_every_response_is_in_one_row_within_the_budget(prompt: int, lengths: list[int], budget: int) -> None:
+    rows = split_responses(prompt, lengths, budget)
     assert [index for row in rows for index in row] == list(range(len(lengths)))
     for row in rows:
         assert len(row) == 1 or row_length(prompt, [lengths[index] for index in row]) <= budget
-
-
-def test_a_split_that_the_rule_chooses_never_costs_more_than_the_extremes() -> None:
-    cost, lengths = RowCost(per_token=300, per_token_pair=1), [5, 80, 40, 3, 60, 200]
-    price = lambda rows: sum(cost(row_length(100, [lengths[i] for i in row])) for row in rows)  # noqa: E731
-    chosen = price(split_responses(100, lengths, cost, 10**6))
-    assert chosen <= min(price([[i] for i in range(6)]), price([list(range(6))]))
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -152,4 +108,4 @@ def test_rows_know_their_length(number: int) -> None:
         Row(text_prompt(1, 2, 3), (), (response(10, 11), response(), response(20), response(30, 31, 32))),
         Row(picture_prompt(), (torch.rand(3, 8, 16),), (response(40, 41, 42),)),
     ]
-    assert rows[number].num_tokens == pack([rows[number]], pad_token_id=PAD, device=CPU).input_ids.shape[1]
+    assert rows[number].num_tokens == pack([rows[number]], device=CPU).input_ids.shape[1]

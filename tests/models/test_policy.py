@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparring.models.cache import SiblingCache
 from sparring.models.policy import Policy
 from sparring.models.preprocess import pixels_to_patches
 from sparring.models.processor import Prompt
@@ -94,12 +95,12 @@ def decoded_logprobs(policy: Policy, groups: list[Group]) -> list[Tensor]:
     logits_BV, cache = policy.module.prefill(
         input_ids, attention_mask, position_ids, [group.views["clean"].images for group in groups]
     )
+    siblings = SiblingCache(cache, attention_mask.bool(), torch.arange(len(groups)))
     steps = [logits_BV]
     tokens = torch.stack([group.rollouts[0].token_ids for group in groups])
     position = torch.stack([prompt.position_ids.max() + 1 for prompt in prompts])
     for step in range(tokens.shape[1] - 1):
-        attention_mask = torch.cat([attention_mask, torch.ones(len(groups), 1, dtype=torch.int64)], dim=1)
-        steps.append(policy.module.decode(tokens[:, step], position + step, attention_mask, cache))
+        steps.append(policy.module.decode(tokens[:, step], position + step, siblings))
     return list(torch.stack(steps, dim=1).log_softmax(-1))
 
 

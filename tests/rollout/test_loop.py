@@ -7,12 +7,14 @@ tokens long, reaches position 10 k on one mRoPE axis, and counts as token 0.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sparring.models.cache import SiblingCache
 from sparring.models.processor import Prompt
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Problem, View
@@ -20,18 +22,16 @@ from sparring.types import Problem, View
 NUM_TOKENS, STOP, BANNED, PAD = 12, 11, 10, 99
 
 
+@dataclass
 class FakeCache:
-    """Which problem each row belongs to, its prompt mask, and the tokens it has decoded."""
+    """The problem of each prompt; like a real cache it has layers, here none."""
 
-    def __init__(self, problem_R: Tensor, mask_RL: Tensor) -> None:
-        self.problem_R, self.mask_RL, self.num_decoded = problem_R, mask_RL, 0
-
-    def batch_select_indices(self, rows: Tensor) -> None:
-        self.problem_R, self.mask_RL = self.problem_R[rows], self.mask_RL[rows]
+    problem_B: Tensor
+    layers: tuple[()] = ()
 
 
 class MarkovModule(nn.Module):
-    """Checks that mask and position belong to the row of the cache, and writes down the rows of every call."""
+    """Checks that prompt and position belong to the row of the cache, and writes down the rows of every call."""
 
     def __init__(self, tables: Tensor) -> None:
         super().__init__()
@@ -52,18 +52,20 @@ class MarkovModule(nn.Module):
         assert position_ids.amax(dim=(0, 2)).equal(10 * problem_B)
         assert [len(row) for row in images] == [1] * len(problem_B)
         self.prefill_rows.append(len(problem_B))
-        return self.tables[problem_B, 0], FakeCache(problem_B, attention_mask)
+        self.num_decoded = 0
+        return self.tables[problem_B, 0], FakeCache(problem_B)
 
-    def decode(self, token_ids: Tensor, position: Tensor, attention_mask: Tensor, past_key_values: FakeCache) -> Tensor:
-        cache = past_key_values
-        cache.num_decoded += 1
-        width = cache.mask_RL.shape[1]
-        assert attention_mask[:, :width].equal(cache.mask_RL), "the mask belongs to another row"
-        assert attention_mask[:, width:].all() and attention_mask.shape[1] == width + cache.num_decoded
-        assert position.equal(10 * cache.problem_R + cache.num_decoded), "the position belongs to another row"
+    def decode(self, token_ids: Tensor, position: Tensor, siblings: SiblingCache) -> Tensor:
+        self.num_decoded += 1
+        problem_B = siblings.prompts.problem_B
+        assert siblings.is_prompt_BS.sum(1).equal(problem_B + 2), "the prompts were mixed up"
+        problem_R = problem_B[siblings.prompt_R]
+        assert siblings.row_Bg[siblings.slot_R].equal(torch.arange(len(problem_R)))
+        assert (siblings.slot_R // (len(siblings.row_Bg) // len(problem_B))).equal(siblings.prompt_R)
+        assert position.equal(10 * problem_R + self.num_decoded), "the position belongs to another row"
         assert not (token_ids == BANNED).any()
         self.decode_rows.append(len(token_ids))
-        return self.tables[cache.problem_R, token_ids]
+        return self.tables[problem_R, token_ids]
 
 
 class FakePolicy:
@@ -110,17 +112,17 @@ def draw(policy: FakePolicy, *requests: SampleRequest, max_rows: int = 1000, **c
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_finished_rows_leave_once_they_are_a_quarter(greedy: bool) -> None:
-    """Eight responses of 1 to 8 tokens. After step s those of up to s + 1 tokens are finished:
+def test_finished_rows_leave_once_they_are_an_eighth(greedy: bool) -> None:
+    """Ten responses of 1 to 10 tokens. After step s those of up to s + 1 tokens are finished:
 
-    8 rows, 1 finished (no: 4 < 8): 8 decode; 2 of 8 (yes: 8 >= 8): 6; 1 of 6 (no): 6; 2 of 6 (yes): 4; 1 of 4 (yes): 3;
-    1 of 3 (yes): 2; 1 of 2 (yes): 1; all: the loop ends, though 20 tokens are allowed.
+    10 rows, 1 finished (no: 8 < 10): 10 decode; 2 of 10 (yes: 16 >= 10): 8; 1 of 8 (yes: 8 >= 8): 7; and one less each
+    time; all: the loop ends, though 20 tokens are allowed.
     """
-    policy = FakePolicy(counting_tables(8))
-    found = draw(policy, *map(request, range(8)), max_new_tokens=20, greedy=greedy)
-    assert found == [[[*range(1, k + 1), STOP]] for k in range(8)]
-    assert policy.module.prefill_rows == [8]
-    assert policy.module.decode_rows == [8, 6, 6, 4, 3, 2, 1]
+    policy = FakePolicy(counting_tables(10))
+    found = draw(policy, *map(request, range(10)), max_new_tokens=20, greedy=greedy)
+    assert found == [[[*range(1, k + 1), STOP]] for k in range(10)]
+    assert policy.module.prefill_rows == [10]
+    assert policy.module.decode_rows == [10, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_the_prompt_is_computed_once_for_its_siblings_and_a_request_is_split_only_if_it_must_be() -> None:

@@ -7,7 +7,8 @@ One step:
     2. grade them: r_i
     3. (DAPO) drop groups whose answers are all right or all wrong, draw others
     4. A_i = (r_i - mean r) / std r within the group
-    5. old log-probs under the sampling policy, reference log-probs under the initial one
+    5. old log-probs under the sampling policy, if there are several minibatches, and reference log-probs under the
+       initial one
     6. for each minibatch: minimise  sum_t w_t [max(-rho A, -clip(rho) A) + beta KL_t],  rho = new / old
 
 | paper | here |
@@ -75,15 +76,17 @@ class GRPO(PolicyLearner[GRPOConfig]):
             score, groups=groups, view="clean", temperature=self.sampling.temperature,
             token_budget=self.player.config.token_budget,
         )  # fmt: skip
-        old = rescore(policy, with_entropy=True)
+        # In the first and only optimizer step the old policy is the one that is trained.
+        old = rescore(policy, with_entropy=True) if config.num_minibatches > 1 else None
         reference_T = None if self.reference is None else rescore(self.reference).logprobs_T
-        metrics["entropy"] = float(old.entropy_T.mean()) if old.entropy_T is not None else 0.0
+        if old is not None and old.entropy_T is not None:
+            metrics["entropy"] = float(old.entropy_T.mean())
         return metrics | optimise(
             self.player,
             groups,
             config.loss,
             view="clean",
-            old_logprobs_T=old.logprobs_T,
+            old_logprobs_T=None if old is None else old.logprobs_T,
             reference_logprobs_T=reference_T,
             temperature=self.sampling.temperature,
             max_new_tokens=self.sampling.max_new_tokens,

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sparring.errors import UserError
-from sparring.models import vision_attention
+from sparring.models.attention import BATCHED_FLASH, SHARED_PREFIX
 
 FAMILIES: dict[str, type[PreTrainedModel]] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -81,7 +81,8 @@ def load_vlm(folder: Path) -> PreTrainedModel:
             f"complete the checkpoint, or correct model_type in config.json"
         )
     # Views of a batch mostly have one size: attend over all of them in one call instead of one call each.
-    vlm.model.visual.config._attn_implementation = vision_attention.NAME
+    vlm.model.visual.config._attn_implementation = BATCHED_FLASH
+    vlm.model.language_model.config._attn_implementation = SHARED_PREFIX
     if "sliding_attention" in getattr(vlm.config.get_text_config(), "layer_types", ()):
         # A window counts tokens; in a packed row other responses stand between a token and its prefix.
         raise UserError(

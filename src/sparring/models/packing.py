@@ -1,14 +1,14 @@
-"""The shared-prefix layout: one row per (group, view), the prompt once and the responses behind it.
+"""The shared-prefix layout: rows of one prompt and the responses to it, laid end to end without padding.
 
-    row        p p p p p a a a b b c c c c . .      p prompt, a b c responses, . padding
-    attends    p to p; a to p and a; b to p and b; c to p and c; padding to itself
-    position   0 1 2 3 4 5 6 7 5 6 5 6 7 8          (text; mRoPE positions after an image restart at their maximum + 1)
+    tokens     p p p p p a a a b b c c c c | q q q d d e e e      p, q prompts; a to e responses
+    attends    p to p; a to p and a; b to p and b; c to p and c; d to q and d; e to q and e
+    position   0 1 2 3 4 5 6 7 5 6 5 6 7 8 | 0 1 2 3 4 3 4 5      (mRoPE goes on at its maximum + 1)
 
 So every response sees what it would see alone behind the prompt, and the prompt with its picture is computed once
 instead of once per response. The first token of a response is predicted from the last prompt token. The last token of a
 response predicts nothing that is scored, so it is a target only and takes no place in the row.
 
-Letters: ``B`` rows, ``L`` tokens of the longest row, ``T`` response tokens of all rows laid end to end.
+Letters: ``L`` tokens of all rows, ``T`` response tokens of all rows laid end to end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from sparring.models.attention import SharedPrefix, shared_prefix
 from sparring.models.processor import Prompt
-
-PREFIX, PADDING = 0, -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,37 +40,24 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """Rows padded to one length: what ``PolicyModule.forward`` takes."""
+    """Rows laid end to end as one: what ``PolicyModule.forward`` takes."""
 
     input_ids: Tensor
-    """int64 (B, L)."""
+    """int64 (1, L)."""
     position_ids: Tensor
-    """int64 (3, B, L), mRoPE positions."""
-    attention_mask: Tensor
-    """bool (B, 1, L, L), true where the query (third axis) attends to the key (last axis)."""
+    """int64 (3, 1, L), mRoPE positions."""
+    attention: SharedPrefix
+    """Which of the L tokens are prompts and responses, and who sees whom."""
     is_image: Tensor
-    """bool (B, L), true on the prompts' image placeholders."""
+    """bool (1, L), true on the prompts' image placeholders."""
     images: tuple[Tensor, ...]
     """The distinct images of the batch, each float (3, H, W) in [0, 1]."""
     image_order: tuple[int, ...]
     """Indices into ``images`` in the order of the placeholders, row by row."""
     predict_T: Tensor
-    """int64 (T,), for each response token the index into B * L of the hidden state that predicts it."""
+    """int64 (T,), for each response token the place among the L of the hidden state that predicts it."""
     target_T: Tensor
     """int64 (T,), the response tokens: rows in order, their responses in order, their tokens in order."""
-
-
-@dataclass(frozen=True)
-class RowCost:
-    """What a row costs a model, in any one unit. A dense mask pays for every pair of tokens of a row."""
-
-    per_token: float
-    """>= 0: the linear layers."""
-    per_token_pair: float
-    """>= 0: attention."""
-
-    def __call__(self, num_tokens: int) -> float:
-        return self.per_token * num_tokens + self.per_token_pair * num_tokens**2
 
 
 def row_length(num_prompt_tokens: int, response_lengths: Sequence[int]) -> int:
@@ -80,56 +65,48 @@ def row_length(num_prompt_tokens: int, response_lengths: Sequence[int]) -> int:
     return num_prompt_tokens + sum(max(0, length - 1) for length in response_lengths)
 
 
-def split_responses(
-    num_prompt_tokens: int, response_lengths: Sequence[int], cost: RowCost, token_budget: int
-) -> list[list[int]]:
+def split_responses(num_prompt_tokens: int, response_lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Cuts the responses to one prompt into rows, given as lists of response indices in order.
 
-    One long row computes the prompt once but pays for attention between responses that do not see each other; one row
-    per response is the reverse. For every number of responses per row, rows are filled in order up to it and up to
-    ``token_budget`` tokens; the cheapest of these splits is taken. A response too long for the budget is a row alone.
+    Attention computes no pair of tokens that does not see each other, so one row for all responses costs least: every
+    further row only repeats the prompt. Rows are therefore filled in order up to ``token_budget`` tokens. A response
+    too long for the budget is a row alone.
     """
-
-    def fill(max_responses: int) -> list[list[int]]:
-        rows: list[list[int]] = [[]]
-        for index, length in enumerate(response_lengths):
-            extended = row_length(num_prompt_tokens, [*(response_lengths[i] for i in rows[-1]), length])
-            if rows[-1] and (len(rows[-1]) == max_responses or extended > token_budget):
-                rows.append([])
-            rows[-1].append(index)
-        return rows
-
-    def total(rows: list[list[int]]) -> float:
-        return sum(cost(row_length(num_prompt_tokens, [response_lengths[i] for i in row])) for row in rows)
-
-    # From the fullest rows down, so that of equal costs the fewest rows win.
-    return min((fill(count) for count in range(max(1, len(response_lengths)), 0, -1)), key=total)
+    rows: list[list[int]] = [[]]
+    for index, length in enumerate(response_lengths):
+        extended = row_length(num_prompt_tokens, [*(response_lengths[i] for i in rows[-1]), length])
+        if rows[-1] and extended > token_budget:
+            rows.append([])
+        rows[-1].append(index)
+    return rows
 
 
-def pack(rows: Sequence[Row], *, pad_token_id: int, device: torch.device) -> PackedBatch:
-    """Lays ``rows`` (at least one) out side by side on ``device``, padded on the right to the longest."""
+def pack(rows: Sequence[Row], *, device: torch.device) -> PackedBatch:
+    """Lays ``rows`` (at least one) end to end on ``device``."""
     parts = [_lay_out(row) for row in rows]
-
-    def padded(name: str, value: int | bool) -> Tensor:
-        return pad_sequence([part[name] for part in parts], batch_first=True, padding_value=value).to(device)
-
-    input_ids = padded("input_ids", pad_token_id)
-    length = input_ids.shape[1]
+    starts = torch.tensor([0, *(len(part["input_ids"]) for part in parts)]).cumsum(0).tolist()
     images, image_order = _distinct_images(rows)
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([part[name] for part in parts]).to(device)
+
     return PackedBatch(
-        input_ids=input_ids,
-        position_ids=padded("position_ids", 0).permute(2, 0, 1).contiguous(),
-        attention_mask=_attention(padded("segment", PADDING)),
-        is_image=padded("is_image", False),
+        input_ids=joined("input_ids")[None],
+        position_ids=joined("position_ids").T[:, None].contiguous(),
+        attention=shared_prefix(
+            [row.prompt.input_ids.numel() for row in rows],
+            [[max(0, response.numel() - 1) for response in row.responses] for row in rows],
+        ).to(device),
+        is_image=joined("is_image")[None],
         images=tuple(image.to(device) for image in images),
         image_order=image_order,
-        predict_T=torch.cat([number * length + part["predict"] for number, part in enumerate(parts)]).to(device),
-        target_T=torch.cat([part["target"] for part in parts]).to(device),
+        predict_T=torch.cat([start + part["predict"] for start, part in zip(starts, parts, strict=False)]).to(device),
+        target_T=joined("target"),
     )
 
 
 def _lay_out(row: Row) -> dict[str, Tensor]:
-    """One row, tokens first: its ids (l), positions (l, 3), segments (l); and targets with what predicts them (t)."""
+    """One row, tokens first: its ids (l), positions (l, 3); and targets with what predicts them (t)."""
     num_prompt = row.prompt.input_ids.numel()
     inputs = [response[:-1] for response in row.responses]
     predict, offsets, start = [], [], num_prompt
@@ -139,25 +116,13 @@ def _lay_out(row: Row) -> dict[str, Tensor]:
         start += fed.numel()
     none = torch.empty(0, dtype=torch.int64)
     positions = int(row.prompt.position_ids.max()) + 1 + torch.cat([none, *offsets])
-    segments = [torch.full_like(fed, number) for number, fed in enumerate(inputs, start=PREFIX + 1)]
     return {
         "input_ids": torch.cat([row.prompt.input_ids, *inputs]),
         "position_ids": torch.cat([row.prompt.position_ids.T, positions[:, None].expand(-1, 3)]),
-        "segment": torch.cat([torch.full_like(row.prompt.input_ids, PREFIX), *segments]),
         "is_image": torch.cat([row.prompt.is_image, torch.zeros(start - num_prompt, dtype=torch.bool)]),
         "predict": torch.cat([none, *predict]),
         "target": torch.cat([none, *row.responses]),
     }
-
-
-def _attention(segment_ids_BL: Tensor) -> Tensor:
-    """bool (B, 1, L, L): prefix to itself, each response to the prefix and itself, all causal; padding to itself."""
-    length = segment_ids_BL.shape[1]
-    query_B1L1, key_B11L = segment_ids_BL[:, None, :, None], segment_ids_BL[:, None, None, :]
-    is_seen = (key_B11L == query_B1L1) | (key_B11L == PREFIX)
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BL.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=segment_ids_BL.device)
-    return (is_seen & causal & (query_B1L1 != PADDING)) | itself
 
 
 def _distinct_images(rows: Sequence[Row]) -> tuple[list[Tensor], tuple[int, ...]]:

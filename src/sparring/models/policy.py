@@ -1,7 +1,8 @@
 """A policy: a Hugging Face vision-language model that is loaded, scored, sampled from and differentiated to pixels.
 
-Letters: ``B`` rows, ``S`` prompt tokens (left-padded), ``L`` tokens of a packed row, ``T`` response tokens laid end to
-end, ``V`` vocabulary, ``D`` hidden width, ``CHW`` an image, ``3`` the temporal, height and width axes of mRoPE.
+Letters: ``B`` rows, ``S`` prompt tokens (left-padded), ``R`` responses, ``L`` tokens of a packed batch, ``T`` response
+tokens laid end to end, ``V`` vocabulary, ``D`` hidden width, ``CHW`` an image, ``3`` the temporal, height and width
+axes of mRoPE.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from sparring import distributed
 from sparring.errors import UserError
+from sparring.models.cache import SiblingCache
 from sparring.models.families import bundled_path, load_vlm
 from sparring.models.head import token_logprobs
-from sparring.models.packing import PackedBatch, RowCost
+from sparring.models.packing import PackedBatch
 from sparring.models.preprocess import PatchSettings, pixels_to_patches
 from sparring.models.processor import Processor, Prompt
 from sparring.types import Problem, View
@@ -30,6 +32,10 @@ Precision = Literal["fp32", "bf16"]
 
 LOGITS_PER_CHUNK = 2**25
 """Entries of the T x V logits that the head holds at a time: 128 MiB in float32."""
+
+_NO_MASK = torch.empty(1, 1, 1, 1, dtype=torch.bool)
+"""transformers hands masks of four dimensions through as they are; without one it would make its own, which packed
+batches and siblings have no use for."""
 
 CACHED_PROMPTS = 4096
 """Encoded prompts that a policy remembers: a step asks for each of its prompts many times."""
@@ -80,7 +86,8 @@ class PolicyModule(nn.Module):
                 batch.images,
                 batch.image_order,
                 position_ids=batch.position_ids,
-                attention_mask=batch.attention_mask,
+                attention_mask=_NO_MASK,
+                shared_prefix=batch.attention,
                 use_cache=False,
             )
             weight_VD = self.vlm.get_output_embeddings().weight
@@ -124,27 +131,25 @@ class PolicyModule(nn.Module):
             return self._logits(hidden_BSD[:, -1]), cache
 
     @torch.no_grad()
-    def decode(
-        self, token_ids: Tensor, position: Tensor, attention_mask: Tensor, past_key_values: DynamicCache
-    ) -> Tensor:
+    def decode(self, token_ids: Tensor, position: Tensor, siblings: SiblingCache) -> Tensor:
         """One step behind a cache, which grows by one token in place.
 
         Args:
-            token_ids: int64 (B,), the tokens sampled last; none is an image placeholder.
-            position: int64 (B,), their position, the same on all three mRoPE axes. The first response token stands at
+            token_ids: int64 (R,), the tokens sampled last; none is an image placeholder.
+            position: int64 (R,), their position, the same on all three mRoPE axes. The first response token stands at
                 ``max(prompt positions) + 1``, which after an image is less than the prompt's length.
-            attention_mask: int64 (B, tokens in the cache + 1), 1 on tokens to attend to, this one included.
-            past_key_values: the cache of ``prefill`` or of the step before.
+            siblings: behind the cache of ``prefill``, as the steps before left it.
 
         Returns:
-            float32 (B, V) logits of the next token.
+            float32 (R, V) logits of the next token.
         """
         with self.autocast():
             outputs = self.vlm.model.language_model(
                 inputs_embeds=self.vlm.get_input_embeddings()(token_ids[:, None]),
                 position_ids=position[None, :, None].expand(3, -1, 1),
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                attention_mask=_NO_MASK,
+                past_key_values=siblings,
+                siblings=siblings,
                 use_cache=True,
             )
             return self._logits(outputs.last_hidden_state[:, -1])
@@ -268,14 +273,3 @@ class Policy:
         """The prompt of ``problem`` for the picture sizes of ``view``, tensors on the CPU."""
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in view.images)
         return self._encode(problem.question, sizes, self.instruction)
-
-    @property
-    def row_cost(self) -> RowCost:
-        """Floating-point operations of the language model's layers, by which groups are split into rows."""
-        layers = self.module.vlm.model.language_model.layers
-        attention = layers[0].self_attn
-        width = attention.q_proj.out_features
-        return RowCost(
-            per_token=2 * sum(parameter.numel() for parameter in layers.parameters()),
-            per_token_pair=4 * len(layers) * width,
-        )

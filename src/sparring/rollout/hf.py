@@ -1,7 +1,7 @@
 """Sampling with the policy's own Hugging Face module.
 
-Prompt and picture are computed once per request; their keys and values are then repeated for the siblings, and rows
-that have finished leave the batch. A response depends on its request's seed and its index there, not on what else is
+Prompt and picture are computed once per request, all siblings look at the same keys and values of it, and rows that
+have finished leave the batch. A response depends on its request's seed and its index there, not on what else is
 sampled beside it: it has its own stream of uniform numbers, one per token, each inverted through the distribution of
 that token. What is left is rounding, which differs between batches and moves a draw across the boundary between two
 tokens a few times in 10^6 tokens in float32.
@@ -12,7 +12,7 @@ of them in a response would ask for picture features that do not exist). The mas
 lift, is the only difference between the two.
 
 Letters: ``B`` requests of a batch, ``N`` all their rollouts, ``R`` rollouts still in the batch, ``S`` prompt tokens
-(left-padded), ``T`` most response tokens, ``L`` = S + T, ``K`` tokens attended to so far, ``V`` vocabulary.
+(left-padded), ``T`` most response tokens, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from sparring import distributed
+from sparring.models.cache import SiblingCache
 from sparring.models.policy import Policy
 from sparring.models.processor import Prompt
 from sparring.rollout.base import SampleRequest, SamplingConfig, rollout_of
@@ -151,13 +151,11 @@ def _sample_batch(policy: Policy, batch: Sequence[_Siblings], config: SamplingCo
     )
     first_position_B = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts])
     request_N = torch.tensor([index for index, siblings in enumerate(batch) for _ in siblings.samples])
-    cache.batch_select_indices(request_N.to(device))
     token_NT, logprob_NT = _decode_loop(
         policy,
         config,
         logits_BV[request_N.to(device)],
-        cache,
-        mask_BS[request_N].to(device),
+        SiblingCache(cache, mask_BS.bool().to(device), request_N.to(device)),
         first_position_B[request_N].to(device),
         None if config.greedy else _uniforms(batch, config.max_new_tokens).to(device),
     )
@@ -171,8 +169,7 @@ def _decode_loop(
     policy: Policy,
     config: SamplingConfig,
     logits_RV: Tensor,
-    cache: DynamicCache,
-    prompt_mask_RS: Tensor,
+    cache: SiblingCache,
     first_position_R: Tensor,
     uniform_NT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -181,12 +178,11 @@ def _decode_loop(
     banned_V = torch.zeros(logits_RV.shape[-1], dtype=torch.bool, device=device)
     banned_V[list(policy.processor.banned_token_ids)] = True
     stop_ids = torch.tensor(policy.processor.stop_token_ids, device=device)
-    (num_rollouts, prompt_length), num_steps = prompt_mask_RS.shape, config.max_new_tokens
+    num_rollouts, num_steps = len(first_position_R), config.max_new_tokens
     token_NT = torch.zeros(num_rollouts, num_steps, dtype=torch.int64, device=device)
     logprob_NT = torch.zeros(num_rollouts, num_steps, device=device)
     rollout_R = torch.arange(num_rollouts, device=device)
     is_done_R = torch.zeros(num_rollouts, dtype=torch.bool, device=device)
-    mask_RL = F.pad(prompt_mask_RS, (0, num_steps), value=1)
     for step in range(num_steps):
         uniform_R = None if uniform_NT is None else uniform_NT[rollout_R, step]
         token_R, logprob_R = draw_tokens(logits_RV, banned_V, config.temperature, uniform_R)
@@ -197,14 +193,13 @@ def _decode_loop(
         # Ranks with rows of their own done decode on until all are: each step needs every rank's weights.
         if distributed.all_reduce_max(num_live) == 0 or step + 1 == num_steps:
             break
-        # Dropping copies the cache, so it waits until it saves a quarter of the rows.
-        if num_live and 4 * num_done >= len(rollout_R):
+        # Dropping copies the responses' part of the cache, so it waits until it saves an eighth of the rows.
+        if num_live and 8 * num_done >= len(rollout_R):
             live = (~is_done_R).nonzero().squeeze(-1)
             cache.batch_select_indices(live)
             rollout_R, is_done_R, token_R = rollout_R[live], is_done_R[live], token_R[live]
-            first_position_R, mask_RL = first_position_R[live], mask_RL[live]
-        mask_RK = mask_RL[:, : prompt_length + step + 1]
-        logits_RV = policy.module.decode(token_R, first_position_R + step, mask_RK, cache)
+            first_position_R = first_position_R[live]
+        logits_RV = policy.module.decode(token_R, first_position_R + step, cache)
     return token_NT, logprob_NT
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from sparring.data.scenes.questions import FAMILIES, ask
 from sparring.data.scenes.reasoning import perceive, respond
 from sparring.data.scenes.world import SIZE, draw_scene
-from sparring.models import vision_attention
+from sparring.models.attention import BATCHED_FLASH
 from sparring.models.preprocess import PatchSettings
 
 PATCH, MERGE = 8, 2
@@ -119,7 +119,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
         tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
-    model.model.visual.config._attn_implementation = vision_attention.NAME
+    model.model.visual.config._attn_implementation = BATCHED_FLASH
     return model
 
 

@@ -1,0 +1,360 @@
+"""Attention over packed batches: prompts once, responses behind them; and equal pictures in one call.
+
+Two implementations for transformers' attention interface:
+
+``sparring_shared_prefix`` serves language models. A packed batch (`packing`) is one flat row of L tokens without
+padding, which all linear layers run on. Here its prompts attend to themselves, and its responses to their prompt and
+themselves: two parts, so that no pair of tokens is computed that does not see each other. Decoding has the same two
+parts: the prompt's keys and values are there once for all siblings (`cache`). Everything else, such as prefill, is
+plain attention.
+
+``sparring_batched_flash`` serves vision towers of the Qwen families, which attend picture by picture in a Python loop
+unless flash attention is asked for. It takes flash attention's variable-length arguments and runs equally long
+segments, which is the rule in a batch of views, as one batch.
+
+Letters: ``B`` prompts, ``P`` tokens of the longest, ``L`` tokens of the batch, ``M`` slots of its padded form, ``n``
+responses of a bucket, ``r`` tokens of its longest, ``H`` heads, ``K`` key-value heads, ``q`` heads to a key-value head,
+``E`` head width, ``s`` keys; in decoding ``S`` tokens of a prompt, ``R`` responses, ``g`` slots of a prompt, ``t``
+tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from sparring.models.cache import SiblingCache
+
+SHARED_PREFIX = "sparring_shared_prefix"
+BATCHED_FLASH = "sparring_batched_flash"
+"""Registered names. transformers passes segment bounds to implementations whose name contains ``flash``."""
+
+MATMUL_SCORES = 2**15
+"""On a CPU, heads with at most this many scores are faster as matrix products than in SDPA's kernel, whose backward is
+slow for short rows; see docs/performance.md."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Responses of like length: none is shorter than half the longest."""
+
+    prompt_n: Tensor
+    """int64 (n,), to which of the B prompts each belongs."""
+    mask_nrs: Tensor
+    """bool (n, r, P + r), true where a token attends to a token of its prompt or of its own response."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrefix:
+    """Where the prompts and responses of a packed batch stand among its L tokens, and in padded form.
+
+    The padded form has M slots: B x P of the prompts, then n x r of each bucket, all padded on the right.
+    """
+
+    token_M: Tensor
+    """int64 (M,), the token in each slot; of a padding slot any."""
+    is_token_M: Tensor
+    """bool (M,), false on padding."""
+    slot_L: Tensor
+    """int64 (L,), the slot of each token."""
+    num_prompts: int
+    buckets: tuple[Bucket, ...]
+
+    def to(self, device: torch.device) -> SharedPrefix:
+        """On another device."""
+        buckets = tuple(Bucket(bucket.prompt_n.to(device), bucket.mask_nrs.to(device)) for bucket in self.buckets)
+        return SharedPrefix(
+            self.token_M.to(device), self.is_token_M.to(device), self.slot_L.to(device), self.num_prompts, buckets
+        )
+
+
+def shared_prefix(prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]) -> SharedPrefix:
+    """The layout of rows laid end to end, each its prompt and then its responses.
+
+    Args:
+        prompt_lengths: tokens of each of the B prompts, >= 1.
+        response_lengths: for each prompt the tokens of its responses, >= 0.
+    """
+    longest = max(prompt_lengths)
+    slots, real, members = [], [], []
+    start = 0
+    for number, (prompt, responses) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
+        slots.append(torch.arange(longest).clamp(max=prompt - 1) + start)
+        real.append(torch.arange(longest) < prompt)
+        start += prompt
+        for length in responses:
+            if length:
+                members.append((length, number, start))
+            start += length
+    buckets = []
+    prompt_mask_BP = torch.stack(real)
+    members.sort(key=lambda member: member[0], reverse=True)
+    while members:
+        length = members[0][0]
+        taken = [member for member in members if 2 * member[0] >= length]
+        members = members[len(taken) :]
+        length_n, prompt_n, start_n = torch.tensor(taken).unbind(1)
+        offset_r = torch.arange(length)
+        slots.append((start_n[:, None] + torch.minimum(offset_r, length_n[:, None] - 1)).flatten())
+        real.append((offset_r < length_n[:, None]).flatten())
+        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(taken), -1, -1)
+        to_prompt = prompt_mask_BP[prompt_n][:, None].expand(-1, length, -1)
+        buckets.append(Bucket(prompt_n, torch.cat([to_prompt, causal], -1)))
+    token_M, is_token_M = torch.cat(slots), torch.cat(real)
+    slot_L = torch.empty(start, dtype=torch.int64)
+    slot_L[token_M[is_token_M]] = is_token_M.nonzero().squeeze(-1)
+    return SharedPrefix(token_M, is_token_M, slot_L, len(prompt_lengths), tuple(buckets))
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    shared_prefix: SharedPrefix | None = None,
+    siblings: SiblingCache | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of a packed batch, of a step of decoding, or of plain rows.
+
+    Args:
+        query: (rows, H, tokens, E).
+        key, value: (rows, K, keys, E).
+        attention_mask: of plain rows, bool (rows, 1, tokens, keys), or None if they are causal.
+        shared_prefix: of a packed batch, which is one row.
+        siblings: of a step of decoding; keys and values are those of the responses.
+
+    Returns:
+        (rows, tokens, H, E) and None.
+    """
+    del kwargs
+    if shared_prefix is not None:
+        q_LHE, k_LKE, v_LKE = (x[0].transpose(0, 1) for x in (query, key, value))
+        return _attend_packed(q_LHE, k_LKE, v_LKE, shared_prefix, scaling=scaling, dropout=dropout)[None], None
+    if siblings is not None:
+        prompt_states = siblings.prompt_states(int(module.layer_idx))  # type: ignore[arg-type]
+        return _attend_siblings(query, key, value, *prompt_states, siblings, scaling=scaling), None
+    mask_nrs = None if attention_mask is None else attention_mask[:, 0]
+    is_causal = mask_nrs is None and query.shape[2] > 1
+    return attend(query, key, value, scaling=scaling, dropout=dropout, is_causal=is_causal, mask_nrs=mask_nrs), None
+
+
+def _attend_packed(
+    q_LHE: Tensor, k_LKE: Tensor, v_LKE: Tensor, layout: SharedPrefix, *, scaling: float, dropout: float
+) -> Tensor:
+    """(L, H, E)."""
+    sizes = [layout.num_prompts, *(len(bucket.prompt_n) for bucket in layout.buckets)]
+    lengths = [bucket.mask_nrs.shape[1] for bucket in layout.buckets]
+    num_prompt_slots = len(layout.token_M) - sum(n * r for n, r in zip(sizes[1:], lengths, strict=True))
+    lengths = [num_prompt_slots // layout.num_prompts, *lengths]
+
+    def blocks(x_L: Tensor) -> list[Tensor]:
+        """(n, heads, r, E) of the prompts and of each bucket."""
+        x_M = _Spread.apply(x_L, layout)
+        parts = x_M.split([n * r for n, r in zip(sizes, lengths, strict=True)])
+        return [part.unflatten(0, (n, r)).transpose(1, 2) for part, n, r in zip(parts, sizes, lengths, strict=True)]
+
+    (q_BHPE, *queries), (k_BKPE, *keys), (v_BKPE, *values) = blocks(q_LHE), blocks(k_LKE), blocks(v_LKE)
+    outputs = [attend(q_BHPE, k_BKPE, v_BKPE, scaling=scaling, dropout=dropout, is_causal=True)]
+    for bucket, q_nHrE, k_nKrE, v_nKrE in zip(layout.buckets, queries, keys, values, strict=True):
+        outputs.append(
+            attend(
+                q_nHrE,
+                torch.cat([k_BKPE.index_select(0, bucket.prompt_n), k_nKrE], 2),
+                torch.cat([v_BKPE.index_select(0, bucket.prompt_n), v_nKrE], 2),
+                scaling=scaling,
+                dropout=dropout,
+                mask_nrs=bucket.mask_nrs,
+            )
+        )
+    return _Gather.apply(torch.cat([out.flatten(0, 1) for out in outputs]), layout)
+
+
+def _attend_siblings(
+    q_RH1E: Tensor,
+    k_RKtE: Tensor,
+    v_RKtE: Tensor,
+    k_BKSE: Tensor,
+    v_BKSE: Tensor,
+    cache: SiblingCache,
+    *,
+    scaling: float,
+) -> Tensor:
+    """(R, 1, H, E): all siblings of a prompt look at its keys in one matrix product, and each at its own."""
+    (num_rows, heads, _, width), (num_prompts, kv_heads, num_prompt, _) = q_RH1E.shape, k_BKSE.shape
+
+    def by_prompt(x_RKq: Tensor) -> Tensor:
+        """(R, K, q, x) to (B K, g q, x)."""
+        x_BgKq = x_RKq.index_select(0, cache.row_Bg).unflatten(0, (num_prompts, -1))
+        return x_BgKq.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+
+    def by_row(x: Tensor) -> Tensor:
+        """(B K, g q, x) to (R, K, q, x)."""
+        x_BKgq = x.unflatten(1, (-1, heads // kv_heads)).unflatten(0, (num_prompts, kv_heads))
+        return x_BKgq.transpose(1, 2).flatten(0, 1).index_select(0, cache.slot_R)
+
+    with _score_precision(q_RH1E):
+        query, prompt_keys, own_keys = (_scorable(x) for x in (q_RH1E, k_BKSE, k_RKtE))
+        q_RKqE = query.reshape(num_rows, kv_heads, -1, width) * scaling
+        bias_BS = _bias(cache.is_prompt_BS, query.dtype)
+        to_prompt = torch.baddbmm(
+            bias_BS[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, num_prompt),
+            by_prompt(q_RKqE),
+            prompt_keys.flatten(0, 1).mT,
+        )
+        scores = torch.cat([by_row(to_prompt), q_RKqE @ own_keys.mT], -1)
+        # Weights are rounded as in `attend`, and the sum of both parts once, so that sampler and scores agree.
+        weights = scores.softmax(-1).to(v_RKtE.dtype).to(scores.dtype)
+        from_prompt = by_row(torch.bmm(by_prompt(weights[..., :num_prompt]), _scorable(v_BKSE).flatten(0, 1)))
+        out = from_prompt + weights[..., num_prompt:] @ _scorable(v_RKtE)
+        return out.to(v_RKtE.dtype).reshape(num_rows, 1, heads, -1)
+
+
+def batched_vision_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention within segments of one packed row of S patches.
+
+    Args:
+        query, key, value: (1, H, S, E), all pictures end to end.
+        cu_seq_lens_q: int (segments + 1,), bounds of the segments.
+
+    Returns:
+        (1, S, H, E) and None.
+    """
+    del module, attention_mask, kwargs
+    lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
+    if len(set(lengths)) == 1:
+        parts = (x[0].unflatten(1, (len(lengths), lengths[0])).transpose(0, 1) for x in (query, key, value))
+        out = attend(*parts, scaling=scaling, dropout=dropout)
+        return out.flatten(0, 1)[None], None
+    pieces = [
+        attend(q, k, v, scaling=scaling, dropout=dropout)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(pieces, dim=1), None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    mask_nrs: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention with grouped heads.
+
+    Args:
+        query: (n, H, r, E).
+        key, value: (n, K, s, E), H a multiple of K.
+        is_causal: query i sees the keys up to i; without ``mask_nrs``.
+        mask_nrs: bool (n, r, s), true where a query sees a key; one that sees none, which is padding, gets any finite
+            result.
+
+    Returns:
+        (n, r, H, E).
+    """
+    (n, heads, r, width), (kv_heads, s) = query.shape, key.shape[1:3]
+    groups = heads // kv_heads
+    if query.device.type == "cpu" and r * s <= MATMUL_SCORES:
+        if is_causal:
+            mask_nrs = torch.ones(r, s, dtype=torch.bool).tril().expand(n, r, s)
+        with _score_precision(query):
+            # The heads that share keys are one block of queries.
+            queries = _scorable(query).reshape(-1, groups * r, width)
+            keys = _scorable(key).reshape(-1, s, width)
+            if mask_nrs is None:
+                scores = torch.bmm(queries, keys.mT) * scaling
+            else:
+                bias_nrs = _bias(mask_nrs, queries.dtype)
+                bias = bias_nrs[:, None, None].expand(n, kv_heads, groups, r, s).reshape(-1, groups * r, s)
+                scores = torch.baddbmm(bias, queries, keys.mT, alpha=scaling)
+            weights = F.dropout(scores.softmax(-1), dropout).to(value.dtype)
+            out = torch.bmm(weights, value.reshape(-1, s, value.shape[-1]))
+        return out.view(n, heads, r, -1).transpose(1, 2)
+    if groups > 1 and mask_nrs is not None:
+        # Kernels with a mask know no grouped heads.
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if mask_nrs is None else mask_nrs[:, None],
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=mask_nrs is None,
+    )
+    return out.transpose(1, 2)
+
+
+def _score_precision(x: Tensor) -> torch.autocast:
+    """Outside of autocast, which would round scores to bfloat16 before the softmax; SDPA's kernels do not either."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _scorable(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _bias(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores. It is finite where a key must not be seen, since padding may see no key at all."""
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(
+        ~is_seen, torch.finfo(dtype).min / 2
+    )
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens into slots. A permutation but for padding, so its gradient is the way back and adds nothing up."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_L: Tensor, layout: SharedPrefix) -> Tensor:
+        ctx.layout = layout  # type: ignore[attr-defined]
+        return x_L.index_select(0, layout.token_M)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_M: Tensor) -> tuple[Tensor, None]:
+        return grad_M.index_select(0, ctx.layout.slot_L), None  # type: ignore[attr-defined]
+
+
+class _Gather(torch.autograd.Function):
+    """Slots back into tokens; what padding slots hold is dropped and gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_M: Tensor, layout: SharedPrefix) -> Tensor:
+        ctx.layout = layout  # type: ignore[attr-defined]
+        return x_M.index_select(0, layout.slot_L)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_L: Tensor) -> tuple[Tensor, None]:
+        layout: SharedPrefix = ctx.layout  # type: ignore[attr-defined]
+        return grad_L.index_select(0, layout.token_M).mul_(layout.is_token_M[:, None, None]), None
+
+
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+AttentionInterface.register(BATCHED_FLASH, batched_vision_attention)
