@@ -24,8 +24,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target under softmax(hidden weight^T / temperature), and the entropy on request.
 
-    No more than ``chunk`` x V logits exist at a time: backward recomputes each chunk (checkpointing, the non-reentrant
-    kind, under which pixel gradients also exist). Gradients are exact. The product follows the surrounding autocast;
+    No more than ``chunk`` x V logits exist at a time: where there are several chunks, backward recomputes each
+    (checkpointing, the non-reentrant kind, under which pixel gradients also exist). Gradients are exact. The product follows the surrounding autocast;
     softmax and entropy are float32 (float64 if the inputs are).
 
     Args:
@@ -42,7 +42,7 @@ def token_logprobs(
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: it divides the logits, so it must be > 0")
     score = partial(_score_chunk, temperature=temperature, with_entropy=with_entropy)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and len(target_T) > chunk:
         score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
     parts = [
         score(hidden_cD, weight_VD, target_c)
@@ -57,7 +57,7 @@ def _score_chunk(
 ) -> tuple[Tensor, Tensor]:
     logits_cV = F.linear(hidden_cD, weight_VD)
     logits_cV = logits_cV.to(torch.promote_types(logits_cV.dtype, torch.float32))
-    logprobs_cV = (logits_cV / temperature).log_softmax(-1)
+    logprobs_cV = (logits_cV if temperature == 1 else logits_cV / temperature).log_softmax(-1)
     logprobs_c = logprobs_cV.gather(-1, target_c[:, None]).squeeze(-1)
     if not with_entropy:
         return logprobs_c, logprobs_c.new_empty(0)
