@@ -119,7 +119,8 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
         estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
         console.print(before_after_table(summary(before), summary(after), estimates))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
-        console.print(f"run: {folder}   model: {run.model_folder}")
+        console.print(f"run:   {folder}", soft_wrap=True)
+        console.print(f"model: {run.model_folder}", soft_wrap=True)
     return 0
 
 

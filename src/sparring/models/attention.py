@@ -124,6 +124,7 @@ def shared_prefix_attention(
     dropout: float = 0.0,
     shared_prefix: SharedPrefix | None = None,
     siblings: SiblingCache | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of a packed batch, of a step of decoding, or of plain rows.
@@ -134,17 +135,23 @@ def shared_prefix_attention(
         attention_mask: of plain rows, bool (rows, 1, tokens, keys), or None if they are causal.
         shared_prefix: of a packed batch, which is one row.
         siblings: of a step of decoding; keys and values are those of the responses.
+        sliding_window: tokens that each one sees, itself included, or None for all; plain rows have it in their mask.
 
     Returns:
         (rows, tokens, H, E) and None.
+
+    Raises ValueError if a packed batch meets a sliding window: its rows should have been plain.
     """
     del kwargs
     if shared_prefix is not None:
+        if sliding_window is not None:
+            raise ValueError("a sliding window counts tokens, which a packed row has out of order: take plain rows")
         q_LHE, k_LKE, v_LKE = (x[0].transpose(0, 1) for x in (query, key, value))
         return _attend_packed(q_LHE, k_LKE, v_LKE, shared_prefix, scaling=scaling, dropout=dropout)[None], None
     if siblings is not None:
         prompt_states = siblings.prompt_states(int(module.layer_idx))  # type: ignore[arg-type]
-        return _attend_siblings(query, key, value, *prompt_states, siblings, scaling=scaling), None
+        out = _attend_siblings(query, key, value, *prompt_states, siblings, scaling=scaling, window=sliding_window)
+        return out, None
     mask_nrs = None if attention_mask is None else attention_mask[:, 0]
     is_causal = mask_nrs is None and query.shape[2] > 1
     return attend(query, key, value, scaling=scaling, dropout=dropout, is_causal=is_causal, mask_nrs=mask_nrs), None
@@ -190,6 +197,7 @@ def _attend_siblings(
     cache: SiblingCache,
     *,
     scaling: float,
+    window: int | None,
 ) -> Tensor:
     """(R, 1, H, E): all siblings of a prompt look at its keys in one matrix product, and each at its own."""
     (num_rows, heads, _, width), (num_prompts, kv_heads, num_prompt, _) = q_RH1E.shape, k_BKSE.shape
@@ -207,7 +215,14 @@ def _attend_siblings(
     with _score_precision(q_RH1E):
         query, prompt_keys, own_keys = (_scorable(x) for x in (q_RH1E, k_BKSE, k_RKtE))
         q_RKqE = query.reshape(num_rows, kv_heads, -1, width) * scaling
-        bias_BS = _bias(cache.is_prompt_BS, query.dtype)
+        is_seen_BS = cache.is_prompt_BS
+        if window is not None:
+            # Prompts end together, so a number of tokens in a window is a number of columns.
+            num_own = min(k_RKtE.shape[2], window)
+            own_keys, v_RKtE = own_keys[:, :, -num_own:], v_RKtE[:, :, -num_own:]
+            distance_S = num_prompt + k_RKtE.shape[2] - 1 - torch.arange(num_prompt, device=is_seen_BS.device)
+            is_seen_BS = is_seen_BS & (distance_S < window)
+        bias_BS = _bias(is_seen_BS, query.dtype)
         to_prompt = torch.baddbmm(
             bias_BS[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, num_prompt),
             by_prompt(q_RKqE),
