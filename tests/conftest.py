@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sparring.models.policy import Policy
 from tiny_models import FAMILIES, save_tiny
+
+# A time limit for each example fails on a busy machine, and says nothing about the code.
+settings.register_profile("sparring", deadline=None)
+settings.load_profile("sparring")
 
 
 @pytest.fixture(scope="session")

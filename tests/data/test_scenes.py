@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sparring.data.scenes import SPLITS, SceneConfig, SceneProblems, dataset
-from sparring.data.scenes.questions import FAMILIES, Question, ask
+from sparring.data.scenes.questions import FAMILIES, TAUGHT, Question, ask
 from sparring.data.scenes.reasoning import RASH, STYLE_SHARES, STYLES, perceive, respond, style_of
 from sparring.data.scenes.world import (
     COLOURS,
@@ -261,9 +261,9 @@ def test_splits_share_no_scene_and_keep_their_promises(shown: list[Scene]) -> No
             assert sorted((b.label, b.left, b.top) for b in problem.boxes) == sorted(
                 (t.name, t.box.left, t.box.top) for t in things
             )
-            assert problem.family == list(FAMILIES)[index % 3] and problem.difficulty == scene.difficulty
+            assert problem.family == TAUGHT[index % len(TAUGHT)] and problem.difficulty == scene.difficulty
         assert len({problem.id for problem in made}) == 250
-        assert {problem.family for problem in made} == set(FAMILIES)
+        assert {problem.family for problem in made} == set(TAUGHT)
     fingerprints = {split: {scene.fingerprint for scene in scenes} for split, scenes in of_split.items()}
     contents = {split: {content(scene) for scene in scenes} for split, scenes in of_split.items()}
     for number, first in enumerate(SPLITS):
@@ -318,6 +318,14 @@ def test_a_range_of_difficulty_is_kept() -> None:
     difficulties = [problem.difficulty for problem in problems]
     assert len(difficulties) == len(problems) == 60
     assert 0.4 <= min(difficulties) < 0.45 and 0.55 < max(difficulties) <= 0.6
+
+
+def test_families_take_turns_as_they_are_named() -> None:
+    problems = SceneProblems("train", 6, SceneConfig(families=("relation", "counting")))
+    assert [problems[index].family for index in range(6)] == ["relation", "counting"] * 3
+    assert set(TAUGHT) <= set(FAMILIES) and SceneConfig().families == TAUGHT
+    with pytest.raises(ValueError, match="families is empty"):
+        SceneConfig(families=())
 
 
 @pytest.mark.parametrize("index", [-1, 5])

@@ -193,6 +193,14 @@ def test_metrics_by_hand() -> None:
     assert all(math.isclose(metrics[name], value, abs_tol=1e-9) for name, value in expected.items())
 
 
+def test_every_part_of_a_reward_is_logged() -> None:
+    group = graded(Problem(id="0", question="?", images=(), answer="1"), (1.0, 0.0))
+    rewards = [Reward(0.5, {"answer": 1.0, "brevity": part}, {}) for part in (-1.0, -0.5)]
+    paid = tuple(replace(rollout, reward=own) for rollout, own in zip(group.rollouts, rewards, strict=True))
+    metrics = rollout_metrics([replace(group, rollouts=paid)])
+    assert (metrics["accuracy"], metrics["brevity"]) == (1.0, -0.75) and "format" not in metrics
+
+
 def test_one_view_alone_is_not_reported_apart() -> None:
     metrics = rollout_metrics([graded(Problem(id="0", question="?", images=(), answer="1"), (1.0, 0.0))])
     assert not [name for name in metrics if "/" in name]

@@ -62,6 +62,11 @@ class GRPOConfig:
         if self.num_minibatches < 1:
             raise ValueError(f"num_minibatches={self.num_minibatches} must be >= 1")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen copy of the initial policy is kept."""
+        return self.loss.kl_coefficient > 0
+
 
 class GRPO(PolicyLearner[GRPOConfig]):
     """One player: the policy."""

@@ -88,6 +88,11 @@ class SaEIConfig:
                 f"step_size={self.step_size} must be in [0, 1] pixel units: two grey levels are {2 / 255:.4f}"
             )
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen copy of the initial policy is kept."""
+        return self.loss.kl_coefficient > 0
+
 
 def in_token_group_T(entropy_T: Tensor, layout: Layout, token_group: TokenGroup) -> Tensor:
     """Which tokens belong to a third of their response by entropy, bool (T,); equation 7's M_i for ``middle``.

@@ -10,7 +10,6 @@ from pathlib import Path
 from sparring.advantages import has_signal
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
-from sparring.data.scenes.questions import FAMILIES
 from sparring.data.scenes.reasoning import STYLES, style_of
 from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
 from sparring.methods.saei import TokenGroup, response_entropy
@@ -90,7 +89,7 @@ def _sampled(policy: Policy, problems: Sequence[Problem], sampling: SamplingConf
         "entropy": float(scored.entropy_T.mean()),
         "length": layout.num_tokens / layout.num_rollouts,
     }
-    for family in FAMILIES:
+    for family in dict.fromkeys(group.problem.family for group in groups):
         of_family = [rollout for group in groups if group.problem.family == family for rollout in group.rollouts]
         for style in STYLES:
             paid = [r.reward.parts["answer"] for r in of_family if r.reward is not None and style_of(r.text) == style]

@@ -203,7 +203,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
     grader = Grader(config.reward)
-    reference = policy.clone_frozen() if config.method.loss.kl_coefficient else None
+    reference = policy.clone_frozen() if config.method.needs_reference else None
     for sharded in (policy, reference):
         if sharded is not None:
             sharded.shard()

@@ -61,10 +61,9 @@ class TrainingProgress(_Bar):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the last step's values."""
-        values = (
-            f"reward {metrics.get('reward', 0):.2f}  accuracy {metrics.get('accuracy', 0):.2f}  "
-            f"entropy {metrics.get('entropy', 0):.3f}  {metrics.get('seconds', 0):.1f} s/step"
-        )
+        shown = {"reward": ".2f", "accuracy": ".2f", "entropy": ".3f"}
+        parts = [f"{name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics]
+        values = "  ".join([*parts, f"{metrics['seconds']:.1f} s/step"])
         self.progress.update(self.task, completed=step, values=values)
         is_due = step % max(1, self.num_steps // LINES) == 0 or step == self.num_steps
         if not self.console.is_terminal and is_due:

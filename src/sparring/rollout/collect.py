@@ -19,6 +19,9 @@ from sparring.types import Group, Metrics, Problem
 MakeGroups = Callable[[Sequence[Problem], Sequence[int]], list[Group]]
 """From problems and the seeds of their rollouts to graded groups, one each."""
 
+_METRIC = {"answer": "accuracy"}
+"""Parts of the reward that are logged by another name."""
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -69,8 +72,9 @@ def collect(
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means over all rollouts of graded groups: ``reward``, ``accuracy``, ``format``, ``length`` in tokens, ...
+    """Means over all rollouts of graded groups: ``reward``, each of its parts, ``length`` in tokens, ...
 
+    The part ``answer`` is called ``accuracy``, the others by their own names.
     ``verdict/<part>/<reason>`` are the shares of the graders' reasons, e.g. ``verdict/answer/no_answer``. With several
     views, reward and accuracy of each are given as ``reward/<view>`` and ``accuracy/<view>``.
     """
@@ -80,10 +84,10 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
     def mean(values: Sequence[float]) -> float:
         return sum(values) / max(1, len(values))
 
+    parts = dict.fromkeys(part for reward in rewards for part in reward.parts)
     metrics = {
         "reward": mean([reward.value for reward in rewards]),
-        "accuracy": mean([reward.parts["answer"] for reward in rewards]),
-        "format": mean([reward.parts["format"] for reward in rewards]),
+        **{_METRIC.get(part, part): mean([reward.parts[part] for reward in rewards]) for part in parts},
         "length": mean([float(rollout.token_ids.numel()) for rollout in rollouts]),
         "truncated": mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
         "without_signal": mean([float(not has_signal(group, "answer")) for group in groups]),

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sparring.data.scenes.questions import FAMILIES, ask
+from sparring.data.scenes.questions import TAUGHT, Family, ask
 from sparring.data.scenes.world import Scene, draw_scene, render
 from sparring.seeding import derive_seed
 from sparring.types import Problem
@@ -42,6 +42,8 @@ class SceneConfig:
     """Highest difficulty, in [easiest, 1]; problems are spread evenly between the two."""
     grain: float = 0.025
     """Standard deviation of the camera's noise, in [0, 1] pixel units; the bundled model learned to see without any."""
+    families: tuple[Family, ...] = TAUGHT
+    """Kinds of question, at least one, which take turns; the bundled model has learned those of the default."""
     seed: int = 0
     """Seed of the world: another seed, other scenes."""
 
@@ -55,6 +57,8 @@ class SceneConfig:
             )
         if not 0 <= self.grain <= 1:
             raise ValueError(f"grain={self.grain} must be in [0, 1] pixel units: usual are 0 to 0.05")
+        if not self.families:
+            raise ValueError(f"families is empty: name at least one of {', '.join(get_args(Family))}")
 
 
 class SceneProblems(Sequence[Problem]):
@@ -74,7 +78,7 @@ class SceneProblems(Sequence[Problem]):
         if not 0 <= index < self.num_problems:
             raise IndexError(f"{self.split} has {self.num_problems} problems, asked for number {index}")
         scene, rng = self.scene(index)
-        family = list(FAMILIES)[index % len(FAMILIES)]
+        family = self.config.families[index % len(self.config.families)]
         for _ in range(_MAX_DRAWS):
             question = ask(scene, family, rng)
             if question is not None:

@@ -1,18 +1,22 @@
 """Questions about scenes, with exact answers and the objects that they depend on.
 
-A family is one function from a scene to a question; `FAMILIES` lists them. To add one, write the function, and a
-function with its reasoning in `reasoning.py`, and name both there.
+A family is one function from a scene to a question; `FAMILIES` lists them. To add one, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from sparring.data.scenes.world import COLOURS, SHAPES, UNSEEN_PAIRS, UNSEEN_TEXTURES, Scene, Thing
 from sparring.types import AnswerKind
+
+Family = Literal["counting", "relation", "attribute"]
+TAUGHT: tuple[Family, ...] = ("counting", "relation", "attribute")
+"""The families that the bundled model has learned, and so the default. The same order gives the same problems."""
 
 MIN_GAP = 12.0
 """Pixels by which two objects differ along an axis before a question may rest on it."""
@@ -24,7 +28,7 @@ SIDES = {"left": "to the left of", "right": "to the right of", "above": "above",
 class Question:
     """A question about a scene. ``form`` and ``subjects`` tell the reasoning what was asked."""
 
-    family: str
+    family: Family
     form: str
     text: str
     answer: str
@@ -183,14 +187,14 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("attribute", "exists", text, _yes(there), "yes_no", found, (name,))
 
 
-FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+FAMILIES: dict[Family, Callable[[Scene, np.random.Generator], Question | None]] = {
     "counting": counting,
     "relation": relation,
     "attribute": attribute,
 }
 
 
-def ask(scene: Scene, family: str, rng: np.random.Generator, *, tries: int = 30) -> Question | None:
+def ask(scene: Scene, family: Family, rng: np.random.Generator, *, tries: int = 30) -> Question | None:
     """A question of a family about a scene, or None if the scene allows none in ``tries`` draws."""
     for _ in range(tries):
         question = FAMILIES[family](scene, rng)

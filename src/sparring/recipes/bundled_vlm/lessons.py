@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from sparring.data.scenes.questions import FAMILIES, ask
+from sparring.data.scenes.questions import TAUGHT, ask
 from sparring.data.scenes.reasoning import STYLES, perceive, respond
 from sparring.data.scenes.world import COLOURS, GRID, SHAPES, SIZE, Scene, draw_scene, render
 from sparring.recipes.bundled_vlm.config import DESCRIBE, SEE, SETTLE, SHARPEN, BundledVLMConfig
@@ -106,8 +106,8 @@ class Lessons(IterableDataset[SupervisedBatch]):
     def _lesson(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         if self.phase == DESCRIBE or rng.uniform() < self.config.description_share:
             return perceive(scene, rng)
-        shares = [SHARPEN_SHARES[family] for family in FAMILIES] if self.phase == SHARPEN else None
-        question = ask(scene, str(rng.choice(list(FAMILIES), p=shares)), rng)
+        shares = [SHARPEN_SHARES[family] for family in TAUGHT] if self.phase == SHARPEN else None
+        question = ask(scene, TAUGHT[int(rng.choice(len(TAUGHT), p=shares))], rng)
         if question is None:
             return perceive(scene, rng)
         if self.phase != SETTLE:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from sparring.data.scenes.questions import FAMILIES, ask
+from sparring.data.scenes.questions import TAUGHT, ask
 from sparring.data.scenes.reasoning import perceive, respond
 from sparring.data.scenes.world import SIZE, draw_scene
 from sparring.models.attention import BATCHED_FLASH
@@ -60,7 +60,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     for _ in range(4000):
         scene = draw_scene(rng, difficulty=0.5 / 1.3)
         texts.extend(perceive(scene, rng))
-        for family in FAMILIES:
+        for family in TAUGHT:
             question = ask(scene, family, rng)
             if question is not None:
                 texts.extend(
