@@ -29,7 +29,7 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tu
     """
     num_problems = int(next(iter(after.values()))["num_problems"])
     title = f"Accuracy (%) on {num_problems} held-out problems, greedy, with 95 % intervals"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("pictures", "before", "after", "change", "tokens"):
         table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
     for threat, metrics in after.items():
