@@ -12,21 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring.models.policy import Policy
-from sparring.models.preprocess import pixels_to_patches
 from sparring.scoring import MicroBatch, micro_batches, pixel_gradients, score
 from sparring.types import Group, Score, layout_of
-from tiny_models import response_logprobs, tiny_group
+from tiny_models import model_inputs, response_logprobs, tiny_group
 
 TEMPERATURE = 0.8
 
 
-def mixed_groups() -> list[Group]:
+def mixed_groups(policy: Policy) -> list[Group]:
     """Several pictures of different sizes, none at all, empty and one-token responses, and two views in one group."""
+    shared = {"processor": policy.processor}
     return [
-        tiny_group(0, (3, 5, 0, 1)),
-        tiny_group(10, (6, 2), sizes=((8, 8), (16, 40)), question="Which of the two is larger?"),
-        tiny_group(20, (4,), sizes=(), question="Hm?"),
-        tiny_group(30, (2, 7, 4), sizes=((24, 24),), views=("clean", "noisy")),
+        tiny_group(0, (3, 5, 0, 1), **shared),
+        tiny_group(10, (6, 2), sizes=((8, 8), (16, 40)), question="Which of the two is larger?", **shared),
+        tiny_group(20, (4,), sizes=(), question="Hm?", **shared),
+        tiny_group(30, (2, 7, 4), sizes=((24, 24),), views=("clean", "noisy"), **shared),
+        tiny_group(40, (3, 2), sizes=((24, 16), (8, 8), (8, 24)), question="All?", **shared),
     ]
 
 
@@ -37,11 +38,8 @@ def plain_score(policy: Policy, groups: Sequence[Group], view: str | None) -> Sc
         for rollout in group.rollouts:
             shown = group.views[view or rollout.view]
             prompt = policy.encode(group.problem, shown)
-            patches = pixels_to_patches(shown.images, policy.processor.patches) if shown.images else (None, None)
-            policy.module.vlm.model.rope_deltas = None
-            log_softmax_tV = response_logprobs(
-                policy.module.vlm, prompt.input_ids, rollout.token_ids, *patches, temperature=TEMPERATURE
-            )
+            pictures = model_inputs(policy, shown.images)
+            log_softmax_tV = response_logprobs(policy, prompt.input_ids, rollout.token_ids, pictures, TEMPERATURE)
             logprobs.append(log_softmax_tV.gather(-1, rollout.token_ids[:, None]).squeeze(-1))
             entropies.append(-(log_softmax_tV.exp() * log_softmax_tV).sum(-1))
     return Score(torch.cat(logprobs), torch.cat(entropies))
@@ -69,7 +67,7 @@ def parameter_gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("view", [None, "clean"])
 @pytest.mark.parametrize("token_budget", [10_000, 120, 1])
 def test_equals_the_plain_forward(tiny_policy: Policy, view: str | None, token_budget: int) -> None:
-    groups = mixed_groups()
+    groups = mixed_groups(tiny_policy)
     with torch.no_grad():
         expected = plain_score(tiny_policy, groups, view)
     found = score(tiny_policy, groups, view=view, temperature=TEMPERATURE, with_entropy=True, token_budget=token_budget)
@@ -79,12 +77,12 @@ def test_equals_the_plain_forward(tiny_policy: Policy, view: str | None, token_b
 
 
 def test_the_view_matters(tiny_policy: Policy) -> None:
-    groups = mixed_groups()
+    groups = mixed_groups(tiny_policy)
     as_sampled, clean = (
         score(tiny_policy, groups, view=view, temperature=TEMPERATURE, token_budget=500).logprobs_T
         for view in (None, "clean")
     )
-    # Of the last group, the second response (7 tokens) was sampled on the noisy view.
+    # Of the group with two views, the second response (7 tokens) was sampled on the noisy one.
     layout = layout_of(groups)
     is_noisy_T = layout.rollout_T == 8
     assert int(is_noisy_T.sum()) == 7
@@ -94,7 +92,7 @@ def test_the_view_matters(tiny_policy: Policy) -> None:
 
 @pytest.mark.parametrize("token_budget", [10_000, 120])
 def test_parameter_gradients_equal_those_of_the_plain_forward(tiny_policy: Policy, token_budget: int) -> None:
-    groups = mixed_groups()
+    groups = mixed_groups(tiny_policy)
     weights_T = token_weights(groups)
     expected = parameter_gradients(tiny_policy, weigh(plain_score(tiny_policy, groups, None), weights_T))
     found = {name: torch.zeros_like(x) for name, x in expected.items()}
@@ -110,7 +108,7 @@ def test_parameter_gradients_equal_those_of_the_plain_forward(tiny_policy: Polic
 
 
 def test_a_batch_of_one_equals_a_batch_of_many(tiny_policy: Policy) -> None:
-    groups = mixed_groups()
+    groups = mixed_groups(tiny_policy)
     arguments = {"view": None, "temperature": TEMPERATURE, "with_entropy": True, "token_budget": 10_000}
     together = score(tiny_policy, groups, **arguments)
     alone = [score(tiny_policy, [group], **arguments) for group in groups]
@@ -169,7 +167,7 @@ def weighted_objective(groups: Sequence[Group]) -> Callable[[Score, MicroBatch],
 
 @pytest.mark.parametrize("token_budget", [10_000, 60])
 def test_pixel_gradients_equal_autograd_through_the_plain_forward(tiny_policy: Policy, token_budget: int) -> None:
-    groups = mixed_groups()
+    groups = mixed_groups(tiny_policy)
     found_scores, found = pixel_gradients(
         tiny_policy,
         groups,
@@ -186,7 +184,7 @@ def test_pixel_gradients_equal_autograd_through_the_plain_forward(tiny_policy: P
     ]
     scores = plain_score(tiny_policy, shown, "clean")
     expected = torch.autograd.grad(weigh(scores, token_weights(groups)), [x for images in leaves for x in images])
-    assert [len(images) for images in found] == [len(images) for images in leaves] == [1, 2, 0, 1]
+    assert [len(images) for images in found] == [len(images) for images in leaves] == [1, 2, 0, 1, 3]
     for gradient, reference in zip((x for images in found for x in images), expected, strict=True):
         assert relative_error(gradient, reference) < 1e-4
     torch.testing.assert_close(found_scores.logprobs_T, scores.logprobs_T.detach(), atol=1e-5, rtol=0)

@@ -52,8 +52,8 @@ def micro_batches(
     """Cuts groups into packed micro-batches; every rollout is in exactly one, of one rank.
 
     Rollouts of one group and view share rows with one prefix (``packing``); where that costs less, or where the budget
-    demands it, a group is split over rows, each with its prefix. Rows of like length come together, so the order is not
-    that of ``groups``: place results by ``token_index`` and ``rollout_index``.
+    or the policy's ``row_layout`` demands it, a group is split over rows, each with its prefix. Rows of like length
+    come together, so the order is not that of ``groups``: place results by ``token_index`` and ``rollout_index``.
 
     Of several ranks, which must all call this with the same groups, each gets its share, and all get equally many.
 
@@ -82,7 +82,12 @@ def micro_batches(
         )
         # A token's place: behind the end of its rollout in T, by as much as it is before its rollout's end in t.
         shift_n = ends_N[rollout_index] - lengths_n.cumsum(0)
-        packed = pack([job.row for job in batch], pad_token_id=policy.processor.pad_token_id, device=policy.device)
+        packed = pack(
+            [job.row for job in batch],
+            pad_token_id=policy.processor.pad_token_id,
+            device=policy.device,
+            row_layout=policy.row_layout,
+        )
         yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own, is_idle)
 
 
@@ -143,7 +148,7 @@ def pixel_gradients(
     scores, indices = [], []
     for micro in micro_batches(policy, shown, view=view, token_budget=token_budget):
         live = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
-        pixels = micro.packed.images
+        pixels = tuple({id(image): image for image in micro.packed.images}.values())
         found = torch.autograd.grad(objective(live, micro), pixels) if pixels and micro.layout.num_tokens else ()
         if micro.is_idle:
             continue
@@ -185,7 +190,10 @@ def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_bu
             prompt = policy.encode(group.problem, shown)
             responses = [group.rollouts[number].token_ids.cpu() for number in members]
             lengths = [response.numel() for response in responses]
-            split = split_responses(prompt.input_ids.numel(), lengths, cost, token_budget)
+            if policy.row_layout == "plain":
+                split = [[number] for number in range(len(responses))]
+            else:
+                split = split_responses(prompt.input_ids.numel(), lengths, cost, token_budget)
             bundles.append(
                 [
                     _Job(

@@ -8,6 +8,9 @@ So every response sees what it would see alone behind the prompt, and the prompt
 instead of once per response. The first token of a response is predicted from the last prompt token. The last token of a
 response predicts nothing that is scored, so it is a target only and takes no place in the row.
 
+Where a model's own masks must stay as they are (sliding windows), rows are plain: the same with one response each and
+nothing but a padding mask.
+
 Letters: ``B`` rows, ``L`` tokens of the longest row, ``T`` response tokens of all rows laid end to end.
 """
 
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sparring.models.family import RowLayout
 from sparring.models.processor import Prompt
 
 PREFIX, PADDING = 0, -1
@@ -49,11 +53,14 @@ class PackedBatch:
     position_ids: Tensor
     """int64 (3, B, L), mRoPE positions."""
     attention_mask: Tensor
-    """bool (B, 1, L, L), true where the query (third axis) attends to the key (last axis)."""
+    """bool (B, 1, L, L), true where the query (third axis) attends to the key (last axis); in plain rows int64 (B, L),
+    1 on tokens and 0 on padding."""
     is_image: Tensor
     """bool (B, L), true on the prompts' image placeholders."""
     images: tuple[Tensor, ...]
     """The distinct images of the batch, each float (3, H, W) in [0, 1]."""
+    is_alone: tuple[bool, ...]
+    """For each of ``images`` whether it is the only one of its prompt."""
     image_order: tuple[int, ...]
     """Indices into ``images`` in the order of the placeholders, row by row."""
     predict_T: Tensor
@@ -106,8 +113,15 @@ def split_responses(
     return min((fill(count) for count in range(max(1, len(response_lengths)), 0, -1)), key=total)
 
 
-def pack(rows: Sequence[Row], *, pad_token_id: int, device: torch.device) -> PackedBatch:
-    """Lays ``rows`` (at least one) out side by side on ``device``, padded on the right to the longest."""
+def pack(
+    rows: Sequence[Row], *, pad_token_id: int, device: torch.device, row_layout: RowLayout = "packed"
+) -> PackedBatch:
+    """Lays ``rows`` (at least one) out side by side on ``device``, padded on the right to the longest.
+
+    Raises ValueError if a plain row has several responses.
+    """
+    if row_layout == "plain" and any(len(row.responses) > 1 for row in rows):
+        raise ValueError("a plain row holds one response: cut its responses into rows of their own")
     parts = [_lay_out(row) for row in rows]
 
     def padded(name: str, value: int | bool) -> Tensor:
@@ -115,13 +129,15 @@ def pack(rows: Sequence[Row], *, pad_token_id: int, device: torch.device) -> Pac
 
     input_ids = padded("input_ids", pad_token_id)
     length = input_ids.shape[1]
-    images, image_order = _distinct_images(rows)
+    segment = padded("segment", PADDING)
+    images, is_alone, image_order = _distinct_images(rows)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=padded("position_ids", 0).permute(2, 0, 1).contiguous(),
-        attention_mask=_attention(padded("segment", PADDING)),
+        attention_mask=_attention(segment) if row_layout == "packed" else (segment != PADDING).long(),
         is_image=padded("is_image", False),
         images=tuple(image.to(device) for image in images),
+        is_alone=is_alone,
         image_order=image_order,
         predict_T=torch.cat([number * length + part["predict"] for number, part in enumerate(parts)]).to(device),
         target_T=torch.cat([part["target"] for part in parts]).to(device),
@@ -160,14 +176,16 @@ def _attention(segment_ids_BL: Tensor) -> Tensor:
     return (is_seen & causal & (query_B1L1 != PADDING)) | itself
 
 
-def _distinct_images(rows: Sequence[Row]) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Images by identity, and the indices of those that the rows show, in order."""
-    index_by_id: dict[int, int] = {}
+def _distinct_images(rows: Sequence[Row]) -> tuple[list[Tensor], tuple[bool, ...], tuple[int, ...]]:
+    """Images by identity, whether each is alone in its prompt, and the indices of those that rows show, in order."""
+    index_by_key: dict[tuple[int, bool], int] = {}
     images: list[Tensor] = []
     order = []
-    for image in (image for row in rows for image in row.images):
-        if id(image) not in index_by_id:
-            index_by_id[id(image)] = len(images)
-            images.append(image)
-        order.append(index_by_id[id(image)])
-    return images, tuple(order)
+    for row in rows:
+        for image in row.images:
+            key = (id(image), len(row.images) == 1)
+            if key not in index_by_key:
+                index_by_key[key] = len(images)
+                images.append(image)
+            order.append(index_by_key[key])
+    return images, tuple(is_alone for _, is_alone in index_by_key), tuple(order)
