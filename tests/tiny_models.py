@@ -6,6 +6,7 @@ byte-level tokenizer with the special tokens and the chat template of its family
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ from sparring.types import Group, Problem, Rollout, View
 
 QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*QWEN_FAMILIES, "smolvlm", "llava_onevision")
+SLIDING = ("qwen2_vl-sliding", "llava_onevision-sliding")
+"""The same families with a window of ``WINDOW`` tokens in the second layer, which therefore take plain rows."""
+VARIANTS = FAMILIES + SLIDING
+WINDOW = 6
 
 PATCH_SIZE, MERGE_SIZE = 4, 2
 MIN_PIXELS, MAX_PIXELS = 8 * 8, 64 * 64
@@ -102,13 +107,14 @@ CHAT_TEMPLATES = {
 def tiny_tokenizer(family: str) -> Qwen2Tokenizer:
     """One token per byte, then the family's special tokens, then the think tags, which are not special (as in Qwen3).
 
-    So that tokenizing depends on what stands beside a token, as it does in reality, two newlines are one token.
+    SmolVLM's expansion of a picture ends with two newlines, which are one token there.
     """
     alphabet = sorted(_byte_symbols())
+    merges = [("Ċ", "Ċ")] if family == "smolvlm" else []
     end_token, pad_token = END_TOKENS.get(family, ("<|im_end|>", "<|endoftext|>"))
     tokenizer = Qwen2Tokenizer(
-        vocab={symbol: number for number, symbol in enumerate([*alphabet, "ĊĊ"])},
-        merges=[("Ċ", "Ċ")],
+        vocab={symbol: number for number, symbol in enumerate([*alphabet, *("".join(merge) for merge in merges)])},
+        merges=merges,
         eos_token=end_token,
         pad_token=pad_token,
         extra_special_tokens=list(SPECIAL_TOKENS[family]),
@@ -197,8 +203,9 @@ def _tiny_qwen_vl(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]) 
     return vlm
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
-    """Writes a checkpoint folder of ``family`` and returns it."""
+def save_tiny(variant: str, folder: Path, seed: int = 0) -> Path:
+    """Writes a checkpoint folder of one of ``VARIANTS`` and returns it."""
+    family, _, sliding = variant.partition("-")
     tokenizer = tiny_tokenizer(family)
     tiny_vlm(family, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -219,6 +226,20 @@ def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
             image_std=STD,
         )
     image_processor.save_pretrained(folder)
+    if sliding:
+        layer_types = ["full_attention", "sliding_attention"]
+        change_text_config(
+            folder, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, layer_types=layer_types
+        )
+    return folder
+
+
+def change_text_config(folder: Path, **changes: object) -> Path:
+    """Edits ``text_config`` in the ``config.json`` of a checkpoint folder, and returns the folder."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] |= changes
+    path.write_text(json.dumps(config))
     return folder
 
 

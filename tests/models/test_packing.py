@@ -20,7 +20,6 @@ def text_prompt(*ids: int) -> Prompt:
     return Prompt(
         input_ids=torch.tensor(ids),
         is_image=torch.zeros(length, dtype=torch.bool),
-        grid_thw=torch.zeros(0, 3, dtype=torch.int64),
         position_ids=torch.arange(length).expand(3, -1),
     )
 
@@ -30,7 +29,6 @@ def picture_prompt() -> Prompt:
     return Prompt(
         input_ids=torch.tensor([1, 8, 8, 2]),
         is_image=torch.tensor([False, True, True, False]),
-        grid_thw=torch.tensor([[1, 2, 4]]),
         position_ids=torch.tensor([[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]),
     )
 
