@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
@@ -313,7 +314,8 @@ def processed_by_transformers(policy: Policy, images: Sequence[Tensor]) -> dict[
     """The same by the checkpoint's own image processor, from uint8 pictures; without gradient."""
     if not images:
         return {}
-    pictures = [np.asarray(image.permute(1, 2, 0)) for image in images]
+    # As Pillow's, for of arrays three pixels high transformers takes the height for the channels.
+    pictures = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
     is_qwen = isinstance(policy.processor.family, QwenVL)
     return dict(policy.processor.image_processor(pictures if is_qwen else [pictures], return_tensors="pt"))
 

@@ -15,7 +15,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -98,9 +100,9 @@ def cut_into_tiles(image_CHW: Tensor, side: int) -> Tensor:
 def resize_like_pillow(image_CHW: Tensor, size: tuple[int, int], resample: int) -> Tensor:
     """``PIL.Image.resize`` of the picture's 8-bit values, with gradient: equal to Pillow's result bit for bit.
 
-    Pillow filters the rows, then the columns, with coefficients that are multiples of 2^-22, and rounds to 8 bits after
-    each. So does this, in float64, which holds the sums exactly. Rounding, which has no useful derivative, passes the
-    gradient on as if it were not there; where a sum leaves the 8-bit range the gradient is zero.
+    Pillow filters rows and columns one after the other, with coefficients that are multiples of 2^-22, and rounds to
+    8 bits after each. So does this, in float64, which holds the sums exactly. Rounding, which has no useful derivative,
+    passes the gradient on as if it were not there; where a sum leaves the 8-bit range the gradient is zero.
 
     Args:
         image_CHW: float in [0, 1]; it is rounded to 8 bits first, unless it has ``size`` already.
@@ -114,10 +116,9 @@ def resize_like_pillow(image_CHW: Tensor, size: tuple[int, int], resample: int) 
     if (height, width) == size:
         return image_CHW
     levels = _round_to_levels(image_CHW.double() * 255)
-    if width != size[1]:
-        levels = _round_to_levels(levels @ _pillow_coefficients(width, size[1], resample).to(levels.device).T)
-    if height != size[0]:
-        levels = _round_to_levels(_pillow_coefficients(height, size[0], resample).to(levels.device) @ levels)
+    for dim in (-2, -1) if _columns_first((height, width), size, resample) else (-1, -2):
+        coefficients = _pillow_coefficients(image_CHW.shape[dim], size[dim], resample).to(levels.device)
+        levels = _round_to_levels((levels.transpose(-1, dim) @ coefficients.T).transpose(-1, dim))
     return (levels / 255).to(image_CHW.dtype)
 
 
@@ -149,6 +150,16 @@ def require_filter(resample: int) -> None:
     if resample not in _FILTERS:
         known = ", ".join(f"{int(number)} ({Resampling(number).name.lower()})" for number in _FILTERS)
         raise UserError(f"the image processor has resample {resample}: use one of {known} in preprocessor_config.json")
+
+
+@functools.lru_cache(64)
+def _columns_first(size: tuple[int, int], new_size: tuple[int, int], resample: int) -> bool:
+    """Whether Pillow filters columns before rows, found out on noise: which it does, from Pillow 13 on, depends on the
+    sizes, and rounding between the two tells."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8))
+    filtered = Resampling(resample)
+    columns = noise.resize((size[1], new_size[0]), filtered).resize(new_size[::-1], filtered)
+    return noise.resize(new_size[::-1], filtered).tobytes() == columns.tobytes()
 
 
 @functools.lru_cache(64)
