@@ -59,8 +59,15 @@ def model(tiny_folders: dict[str, Path]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["grpo", "saei", "dynamic", "no-signal", "single"])
-def test_two_ranks_train_as_one(model: Path, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [
+        *((case, "qwen3_vl") for case in ("grpo", "saei", "dynamic", "no-signal", "single")),
+        *(("saei", variant) for variant in ("smolvlm", "llava_onevision", "llava_onevision-sliding")),
+    ],
+)
+def test_two_ranks_train_as_one(tiny_folders: dict[str, Path], tmp_path: Path, case: str, variant: str) -> None:
+    model = tiny_folders[variant]
     train(model, tmp_path / "one", case, ranks=1)
     train(model, tmp_path / "two", case, ranks=2)
     assert_alike(tmp_path / "one", tmp_path / "two", tolerance=1e-5)

@@ -92,7 +92,12 @@ def test_the_view_matters(tiny_policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("token_budget", [10_000, 120])
-def test_parameter_gradients_equal_those_of_the_plain_forward(tiny_policy: Policy, token_budget: int) -> None:
+def test_parameter_gradients_equal_those_of_the_plain_forward(
+    tiny_policy: Policy, token_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The head takes two tokens at a time.
+    vocabulary = tiny_policy.module.vlm.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr("sparring.models.policy.LOGITS_PER_CHUNK", 2 * vocabulary)
     groups = mixed_groups(tiny_policy)
     weights_T = token_weights(groups)
     expected = parameter_gradients(tiny_policy, weigh(plain_score(tiny_policy, groups, None), weights_T))

@@ -148,7 +148,7 @@ def pixel_gradients(
     scores, indices = [], []
     for micro in micro_batches(policy, shown, view=view, token_budget=token_budget):
         live = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
-        pixels = tuple({id(image): image for image in micro.packed.images}.values())
+        pixels = micro.packed.images
         found = torch.autograd.grad(objective(live, micro), pixels) if pixels and micro.layout.num_tokens else ()
         if micro.is_idle:
             continue

@@ -185,13 +185,6 @@ def test_a_mid_grey_picture_is_a_picture(tiny_policy: Policy) -> None:
     assert score(tiny_policy, [group], view="clean", temperature=1.0, token_budget=500).logprobs_T.isfinite().all()
 
 
-def test_one_tensor_alone_and_among_others_counts_once_in_its_gradient(tiny_folders: dict[str, Path]) -> None:
-    policy = Policy.load(tiny_folders["llava_onevision"])
-    image = torch.rand(3, 8, 8).requires_grad_()
-    alone, beside = policy.module._vision([image, image], [True, False])[0]
-    assert (len(alone), len(beside)) == (16 + 4 * 5, 16 + 1)
-
-
 @pytest.mark.parametrize("family", [*FAMILIES, *SLIDING])
 def test_only_sliding_windows_make_rows_plain_and_it_is_said(
     family: str, tiny_folders: dict[str, Path], caplog: pytest.LogCaptureFixture

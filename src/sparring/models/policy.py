@@ -27,12 +27,12 @@ from sparring.models.packing import PackedBatch, RowCost
 from sparring.models.processor import Processor, Prompt
 from sparring.types import Problem, View
 
+logger = logging.getLogger(__name__)
+
 Precision = Literal["fp32", "bf16"]
 
 LOGITS_PER_CHUNK = 2**25
 """Entries of the T x V logits that the head holds at a time: 128 MiB in float32."""
-
-logger = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 4096
 """Encoded prompts that a policy remembers: a step asks for each of its prompts many times."""
@@ -177,8 +177,10 @@ class PolicyModule(nn.Module):
             embeds_BLD = embeds_BLD.masked_scatter(is_image_BL[..., None], features[0])
             if len(features) > 1:
                 kwargs |= {"visual_pos_masks": is_image_BL, "deepstack_visual_embeds": features[1:]}
-        kwargs |= {"position_ids": self.family.rope_positions(position_ids)}
-        return self.vlm.get_decoder()(inputs_embeds=embeds_BLD, **kwargs).last_hidden_state
+        outputs = self.vlm.get_decoder()(
+            inputs_embeds=embeds_BLD, position_ids=self.family.rope_positions(position_ids), **kwargs
+        )
+        return outputs.last_hidden_state
 
     def _vision(self, images: Sequence[Tensor], is_alone: Sequence[bool]) -> list[Sequence[Tensor]]:
         """The vision tower. First the features (image tokens, D) of each image, then those of each DeepStack layer."""
