@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from sparring.models.policy import Policy
-from tiny_models import FAMILIES, save_tiny
+from tiny_models import QWEN_FAMILIES, VARIANTS, save_tiny
 
 # A time limit for each example fails on a busy machine, and says nothing about the code.
 settings.register_profile("sparring", deadline=None)
@@ -17,17 +17,23 @@ settings.load_profile("sparring")
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint folder of each family."""
-    return {family: save_tiny(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+    """A checkpoint folder of each family, and of those with sliding windows."""
+    return {variant: save_tiny(variant, tmp_path_factory.mktemp(variant)) for variant in VARIANTS}
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=VARIANTS)
 def tiny_folder(request: pytest.FixtureRequest, tiny_folders: dict[str, Path]) -> Path:
-    """Each family in turn."""
+    """Each variant in turn."""
     return tiny_folders[request.param]
 
 
 @pytest.fixture
 def tiny_policy(tiny_folder: Path) -> Policy:
-    """A fresh policy of each family in turn, float32 on the CPU."""
+    """A fresh policy of each variant in turn, float32 on the CPU."""
     return Policy.load(tiny_folder)
+
+
+@pytest.fixture(params=QWEN_FAMILIES)
+def qwen_policy(request: pytest.FixtureRequest, tiny_folders: dict[str, Path]) -> Policy:
+    """A fresh policy of each Qwen family in turn, float32 on the CPU."""
+    return Policy.load(tiny_folders[request.param])

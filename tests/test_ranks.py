@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from torch import Tensor
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TIMINGS = {"seconds"}
+NOT_COMPARED = re.compile(r"vision.*k_proj\.bias$|vision_tower\.post_layernorm")
+"""Softmax cancels the bias of keys that are not rotated: Adam turns its gradient, which is rounding, into whole steps.
+LLaVA-OneVision takes features from before the last norm, which has no gradient; sharded, it has one of zero, and so
+weight decay."""
 
 
 def train(model: Path, out: Path, case: str, *, ranks: int, steps: int = 10) -> None:
@@ -44,7 +49,8 @@ def assert_alike(first: Path, second: Path, *, tolerance: float) -> None:
     weights, others = load_file(first / "end.safetensors"), load_file(second / "end.safetensors")
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], atol=tolerance, rtol=0, msg=name)
+        if not NOT_COMPARED.search(name):
+            torch.testing.assert_close(weight, others[name], atol=tolerance, rtol=0, msg=name)
 
 
 def moved(out: Path, model: Path) -> float:
@@ -59,8 +65,15 @@ def model(tiny_folders: dict[str, Path]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["grpo", "saei", "dynamic", "no-signal", "single"])
-def test_two_ranks_train_as_one(model: Path, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [
+        *((case, "qwen3_vl") for case in ("grpo", "saei", "dynamic", "no-signal", "single")),
+        *(("saei", variant) for variant in ("smolvlm", "llava_onevision-sliding")),
+    ],
+)
+def test_two_ranks_train_as_one(tiny_folders: dict[str, Path], tmp_path: Path, case: str, variant: str) -> None:
+    model = tiny_folders[variant]
     train(model, tmp_path / "one", case, ranks=1)
     train(model, tmp_path / "two", case, ranks=2)
     assert_alike(tmp_path / "one", tmp_path / "two", tolerance=1e-5)

@@ -1,16 +1,23 @@
 """Tiny random vision-language models, saved as checkpoint folders that the real loading code reads.
 
 Built with transformers' own classes, so what is tested on them is what happens to a real checkpoint. Two layers each, a
-byte-level tokenizer with the special tokens of Qwen, pictures from 8 x 8 pixels on.
+byte-level tokenizer with the special tokens and the chat template of its family, pictures from 8 x 8 pixels on.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -19,17 +26,36 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from sparring.models.llava_onevision import LlavaOnevision
+from sparring.models.policy import Policy
+from sparring.models.preprocess import pixels_to_patches
+from sparring.models.processor import Processor
+from sparring.models.qwen_vl import QwenVL
 from sparring.types import Group, Problem, Rollout, View
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = (*QWEN_FAMILIES, "smolvlm", "llava_onevision")
+SLIDING = ("qwen2_vl-sliding", "llava_onevision-sliding")
+"""The same families with a window of ``WINDOW`` tokens in the second layer, which therefore take plain rows."""
+VARIANTS = FAMILIES + SLIDING
+WINDOW = 6
 
 PATCH_SIZE, MERGE_SIZE = 4, 2
 MIN_PIXELS, MAX_PIXELS = 8 * 8, 64 * 64
 
-SPECIAL_TOKENS = (
+TILE, LONGEST_EDGE = 8, 24
+"""SmolVLM: a picture has at most 3 x 3 tiles of 8 pixels. LLaVA-OneVision: tiles of 8 pixels, too."""
+PINPOINTS = [[8, 8], [8, 16], [16, 8], [16, 16], [8, 24], [24, 8]]
+MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.25, 0.3]
+
+QWEN_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -39,6 +65,22 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+SPECIAL_TOKENS = {
+    **dict.fromkeys(QWEN_FAMILIES, QWEN_TOKENS),
+    "smolvlm": (
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<end_of_utterance>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<image>",
+        *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
+    ),
+    "llava_onevision": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
+}
+END_TOKENS = {"smolvlm": ("<end_of_utterance>", "<|im_end|>")}
+"""The tokens that end a response and that pad, where they are not Qwen's."""
 
 CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
@@ -48,30 +90,43 @@ CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}"""
 
 
-def tiny_tokenizer() -> Qwen2Tokenizer:
-    """One token per byte, then Qwen's special tokens, then the think tags, which are not special (as in Qwen3)."""
+CHAT_TEMPLATES = {
+    **dict.fromkeys(QWEN_FAMILIES, CHAT_TEMPLATE),
+    # As transformers has it in processing_smolvlm.py.
+    "smolvlm": "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+    "llava_onevision": "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+}
+
+
+def tiny_tokenizer(family: str) -> Qwen2Tokenizer:
+    """One token per byte, then the family's special tokens, then the think tags, which are not special (as in Qwen3).
+
+    SmolVLM's expansion of a picture ends with two newlines, which are one token there.
+    """
     alphabet = sorted(_byte_symbols())
+    merges = [("Ċ", "Ċ")] if family == "smolvlm" else []
+    end_token, pad_token = END_TOKENS.get(family, ("<|im_end|>", "<|endoftext|>"))
     tokenizer = Qwen2Tokenizer(
-        vocab={symbol: number for number, symbol in enumerate(alphabet)},
-        merges=[],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIAL_TOKENS),
+        vocab={symbol: number for number, symbol in enumerate([*alphabet, *("".join(merge) for merge in merges)])},
+        merges=merges,
+        eos_token=end_token,
+        pad_token=pad_token,
+        extra_special_tokens=list(SPECIAL_TOKENS[family]),
     )
     tokenizer.add_tokens(["<think>", "</think>"])
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATES[family]
     return tokenizer
 
 
 def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTrainedModel:
     """A random model of ``family``, weights large enough that pictures and positions change its log-probabilities."""
-    token_id = tokenizer.convert_tokens_to_ids
-    ids = {
-        "image_token_id": token_id("<|image_pad|>"),
-        "video_token_id": token_id("<|video_pad|>"),
-        "vision_start_token_id": token_id("<|vision_start|>"),
-        "vision_end_token_id": token_id("<|vision_end|>"),
-    }
     text = {
         "vocab_size": len(tokenizer) + 3,  # real embeddings are longer than the vocabulary, too
         "hidden_size": 32,
@@ -85,8 +140,51 @@ def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTraine
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {"depth": 2, "num_heads": 2, "patch_size": PATCH_SIZE, "spatial_merge_size": MERGE_SIZE}
     torch.manual_seed(seed)
+    if family in QWEN_FAMILIES:
+        vlm = _tiny_qwen_vl(family, tokenizer, text)
+    else:
+        vlm = _tiny_tiled_vlm(family, tokenizer, text)
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    return vlm.eval()
+
+
+def _tiny_tiled_vlm(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]) -> PreTrainedModel:
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": TILE, "patch_size": 2}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    if family == "smolvlm":
+        text |= {"model_type": "llama"}
+        return SmolVLMForConditionalGeneration(
+            SmolVLMConfig(text_config=text, vision_config=vision, image_token_id=image_token_id, scale_factor=2)
+        )
+    vision |= {"model_type": "siglip_vision_model", "vision_use_head": False}
+    text |= {"model_type": "qwen2"}
+    return LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_index=image_token_id,
+            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+            image_grid_pinpoints=PINPOINTS,
+            vision_aspect_ratio="anyres_max_2",
+        )
+    )
+
+
+def _tiny_qwen_vl(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]) -> PreTrainedModel:
+    token_id = tokenizer.convert_tokens_to_ids
+    ids = {
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+    }
+    vision = {"depth": 2, "num_heads": 2, "patch_size": PATCH_SIZE, "spatial_merge_size": MERGE_SIZE}
     if family == "qwen2_vl":
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
         vision |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
@@ -103,25 +201,46 @@ def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTraine
         vlm = Qwen3VLForConditionalGeneration(
             Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
         )
-    with torch.no_grad():
-        for parameter in vlm.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.2)
-    return vlm.eval()
+    return vlm
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
-    """Writes a checkpoint folder of ``family`` and returns it."""
-    tokenizer = tiny_tokenizer()
+def save_tiny(variant: str, folder: Path, seed: int = 0) -> Path:
+    """Writes a checkpoint folder of one of ``VARIANTS`` and returns it."""
+    family, _, sliding = variant.partition("-")
+    tokenizer = tiny_tokenizer(family)
     tiny_vlm(family, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
-        patch_size=PATCH_SIZE,
-        merge_size=MERGE_SIZE,
-        size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
-        image_mean=[0.5, 0.4, 0.3],
-        image_std=[0.5, 0.25, 0.3],
-    ).save_pretrained(folder)
+    if family == "smolvlm":
+        image_processor = SmolVLMImageProcessorPil(
+            size={"longest_edge": LONGEST_EDGE}, max_image_size={"longest_edge": TILE}, image_mean=MEAN, image_std=STD
+        )
+    elif family == "llava_onevision":
+        image_processor = LlavaOnevisionImageProcessorPil(
+            size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS, image_mean=MEAN, image_std=STD
+        )
+    else:
+        image_processor = Qwen2VLImageProcessorPil(
+            patch_size=PATCH_SIZE,
+            merge_size=MERGE_SIZE,
+            size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+            image_mean=MEAN,
+            image_std=STD,
+        )
+    image_processor.save_pretrained(folder)
+    if sliding:
+        layer_types = ["full_attention", "sliding_attention"]
+        change_text_config(
+            folder, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, layer_types=layer_types
+        )
+    return folder
+
+
+def change_text_config(folder: Path, **changes: object) -> Path:
+    """Edits ``text_config`` in the ``config.json`` of a checkpoint folder, and returns the folder."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] |= changes
+    path.write_text(json.dumps(config))
     return folder
 
 
@@ -132,12 +251,19 @@ def tiny_problem(seed: int, sizes: tuple[tuple[int, int], ...] = ((16, 24),), qu
     return Problem(id=f"tiny-{seed}", question=question, images=images, answer="1")
 
 
-def tiny_view(problem: Problem, name: str, seed: int = 0) -> View:
-    """A view of ``problem`` (pictures at model size): its own pixels if ``clean``, else random ones of their sizes."""
+def tiny_view(problem: Problem, name: str, seed: int = 0, processor: Processor | None = None) -> View:
+    """A view of ``problem``: its own pixels if ``clean``, else random ones of their sizes.
+
+    Its pictures are brought to model size by ``processor``; without one they have it already, for the Qwen families.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if processor is None:
+        clean = tuple(image.float() / 255 for image in problem.images)
+    else:
+        clean = processor.clean_view(problem).images
     if name == "clean":
-        return View(name, tuple(image.float() / 255 for image in problem.images))
-    return View(name, tuple(torch.rand(image.shape, generator=generator) for image in problem.images))
+        return View(name, clean)
+    return View(name, tuple(torch.rand(image.shape, generator=generator) for image in clean))
 
 
 def tiny_group(
@@ -147,8 +273,9 @@ def tiny_group(
     sizes: tuple[tuple[int, int], ...] = ((16, 24),),
     question: str = "What?",
     views: tuple[str, ...] = ("clean",),
+    processor: Processor | None = None,
 ) -> Group:
-    """A group with random responses (plain bytes) of ``lengths``, sampled from ``views`` in turn."""
+    """A group with random responses (plain bytes) of ``lengths``, sampled from ``views`` in turn (``tiny_view``)."""
     problem = tiny_problem(seed, sizes, question)
     generator = torch.Generator().manual_seed(seed + 1)
     rollouts = tuple(
@@ -162,22 +289,53 @@ def tiny_group(
         )
         for number, length in enumerate(lengths)
     )
-    return Group(problem, {name: tiny_view(problem, name, seed) for name in views}, rollouts)
+    return Group(problem, {name: tiny_view(problem, name, seed, processor) for name in views}, rollouts)
+
+
+def model_inputs(policy: Policy, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What transformers' forward takes of the pictures (at model size) of one prompt, with gradient to their pixels."""
+    family = policy.processor.family
+    if not images:
+        return {}
+    if isinstance(family, QwenVL):
+        return dict(zip(("pixel_values", "image_grid_thw"), pixels_to_patches(images, family.patches), strict=True))
+    if isinstance(family, LlavaOnevision):
+        tiles = [family.tiles(image, is_alone=len(images) == 1) for image in images]
+        sizes = torch.tensor([image.shape[-2:] for image in images])
+        return {
+            "pixel_values": torch.cat(tiles),
+            "image_sizes": sizes,
+            "batch_num_images": torch.tensor([len(images)]),
+        }
+    return {"pixel_values": torch.cat([family.tiles(image) for image in images])[None]}
+
+
+def processed_by_transformers(policy: Policy, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The same by the checkpoint's own image processor, from uint8 pictures; without gradient."""
+    if not images:
+        return {}
+    # As Pillow's, for of arrays three pixels high transformers takes the height for the channels.
+    pictures = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
+    is_qwen = isinstance(policy.processor.family, QwenVL)
+    return dict(policy.processor.image_processor(pictures if is_qwen else [pictures], return_tensors="pt"))
 
 
 def response_logprobs(
-    vlm: PreTrainedModel, input_ids: Tensor, response: Tensor, pixels: Tensor, grid_thw: Tensor, temperature: float
+    policy: Policy, input_ids: Tensor, response: Tensor, pictures: dict[str, Tensor], temperature: float
 ) -> Tensor:
-    """The oracle: (length, V) log-probabilities by a plain forward of transformers on one prompt and one response."""
+    """The oracle: (length, V) log-probabilities by a plain forward of transformers on one prompt and one response.
+
+    Args:
+        pictures: of ``model_inputs`` or ``processed_by_transformers``.
+    """
+    vlm = policy.module.vlm
     ids = torch.cat([input_ids, response])[None]
-    logits = vlm(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=pixels,
-        image_grid_thw=grid_thw,
-        mm_token_type_ids=(ids == vlm.config.image_token_id).int(),
-        use_cache=False,
-    ).logits[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pictures}
+    if isinstance(policy.processor.family, QwenVL):
+        # An offset of an earlier call must not matter.
+        vlm.model.rope_deltas = None
+        inputs["mm_token_type_ids"] = (ids == vlm.config.image_token_id).int()
+    logits = vlm(**inputs, use_cache=False).logits[0]
     start = input_ids.numel() - 1
     return (logits[start : start + response.numel()] / temperature).log_softmax(-1)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring import distributed
+from sparring.models.family import RowLayout
 from sparring.models.packing import PackedBatch, Row, pack, split_responses
 from sparring.models.policy import Policy
 from sparring.types import Group, Layout, Score, View, layout_of
@@ -51,9 +52,9 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Cuts groups into packed micro-batches; every rollout is in exactly one, of one rank.
 
-    Rollouts of one group and view share a row with one prefix (``packing``); where the budget demands it, a group is
-    split over rows, each with its prefix. The longest rows come first, so the order is not that of ``groups``: place
-    results by ``token_index`` and ``rollout_index``.
+    Rollouts of one group and view share a row with one prefix (``packing``); where the budget or the policy's
+    ``row_layout`` demands it, a group is split over rows, each with its prefix. The longest rows come first, so the
+    order is not that of ``groups``: place results by ``token_index`` and ``rollout_index``.
 
     Of several ranks, which must all call this with the same groups, each gets its share, and all get equally many.
 
@@ -61,8 +62,8 @@ def micro_batches(
         policy: whose prompts and device apply.
         groups: with rollouts.
         view: name of the view under which every rollout is shown; None shows each the view it was sampled from.
-        token_budget: most tokens of a micro-batch, prompts and responses together, > 0. A rollout that alone
-            exceeds it gets a micro-batch of its own.
+        token_budget: most tokens of a micro-batch, prompts and responses together, > 0; in plain rows padding, too. A
+            rollout that alone exceeds it gets a micro-batch of its own.
 
     Raises:
         ValueError: a budget below 1, or a group that lacks the view.
@@ -72,7 +73,7 @@ def micro_batches(
     layout = layout_of(groups)
     ends_N = layout.lengths_N.cumsum(0)
     bundles = _bundles(policy, groups, view, token_budget)
-    for batch, is_idle in _rounds(bundles, token_budget):
+    for batch, is_idle in _rounds(bundles, token_budget, policy.row_layout):
         rollout_index = torch.tensor([index for job in batch for index in job.rollout_index], dtype=torch.int64)
         lengths_n = layout.lengths_N[rollout_index]
         own = Layout(
@@ -82,7 +83,7 @@ def micro_batches(
         )
         # A token's place: behind the end of its rollout in T, by as much as it is before its rollout's end in t.
         shift_n = ends_N[rollout_index] - lengths_n.cumsum(0)
-        packed = pack([job.row for job in batch], device=policy.device)
+        packed = pack([job.row for job in batch], device=policy.device, row_layout=policy.row_layout)
         yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own, is_idle)
 
 
@@ -184,7 +185,10 @@ def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_bu
             prompt = policy.encode(group.problem, shown)
             responses = [group.rollouts[number].token_ids.cpu() for number in members]
             lengths = [response.numel() for response in responses]
-            split = split_responses(prompt.input_ids.numel(), lengths, token_budget)
+            if policy.row_layout == "plain":
+                split = [[number] for number in range(len(responses))]
+            else:
+                split = split_responses(prompt.input_ids.numel(), lengths, token_budget)
             bundles.append(
                 [
                     _Job(
@@ -199,7 +203,9 @@ def _bundles(policy: Policy, groups: Sequence[Group], view: str | None, token_bu
     return bundles
 
 
-def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[list[_Job], bool]]:
+def _rounds(
+    bundles: Sequence[list[_Job]], token_budget: int, row_layout: RowLayout
+) -> Iterator[tuple[list[_Job], bool]]:
     """This rank's batches of rows, and whether each is only there to keep it in step with the other ranks.
 
     Rows with and without pictures come apart: what a pass needs of sharded weights, forward and back, depends on it.
@@ -208,7 +214,7 @@ def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[
     for has_pictures in (True, False):
         alike = [bundle for bundle in bundles if bool(bundle[0].row.images) == has_pictures]
         shares = [
-            list(_batches([job for bundle in alike[rank::ranks] for job in bundle], token_budget))
+            list(_batches([job for bundle in alike[rank::ranks] for job in bundle], token_budget, row_layout))
             for rank in range(ranks)
         ]
         own = shares[distributed.rank()]
@@ -216,16 +222,17 @@ def _rounds(bundles: Sequence[list[_Job]], token_budget: int) -> Iterator[tuple[
             yield (own[number], False) if number < len(own) else (shares[0][0], True)
 
 
-def _batches(jobs: Sequence[_Job], token_budget: int) -> Iterator[list[_Job]]:
-    """Consecutive rows whose tokens stay within the budget."""
+def _batches(jobs: Sequence[_Job], token_budget: int, row_layout: RowLayout) -> Iterator[list[_Job]]:
+    """Consecutive rows whose tokens stay within the budget; plain rows are padded to the longest of them."""
     batch: list[_Job] = []
-    num_tokens = 0
+    longest = num_tokens = 0
     for job in jobs:
-        if batch and num_tokens + job.row.num_tokens > token_budget:
+        longest, num_tokens = max(longest, job.row.num_tokens), num_tokens + job.row.num_tokens
+        size = longest * (len(batch) + 1) if row_layout == "plain" else num_tokens
+        if batch and size > token_budget:
             yield batch
-            batch, num_tokens = [], 0
+            batch, longest, num_tokens = [], job.row.num_tokens, job.row.num_tokens
         batch.append(job)
-        num_tokens += job.row.num_tokens
     if batch:
         yield batch
 

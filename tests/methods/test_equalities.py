@@ -77,10 +77,13 @@ def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: 
     assert moved > 1e-2, "otherwise the tolerance says nothing"
 
 
-def test_an_attack_makes_a_difference(tiny_folders: dict[str, Path]) -> None:
-    folder = tiny_folders["qwen3_vl"]
+@pytest.mark.parametrize("variant", ["qwen3_vl", "smolvlm", "llava_onevision", "llava_onevision-sliding"])
+def test_an_attack_makes_a_difference(variant: str, tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders[variant]
     _, groups, _ = trained(folder, GRPOConfig(group_size=4, **SHARED), 1)
-    _, own, _ = trained(folder, SaEIConfig(num_clean=2, num_adversarial=2, step_size=8 / 255, **SHARED), 1)
+    _, own, metrics = trained(folder, SaEIConfig(num_clean=2, num_adversarial=2, step_size=8 / 255, **SHARED), 2)
+    assert all(math.isfinite(value) for step in metrics for value in step.values())
+    own = own[: len(groups)]  # of the first step
     tokens = [[str(r.token_ids.tolist()) for r in group.rollouts] for group in groups]
     own_tokens = [[str(r.token_ids.tolist()) for r in group.rollouts] for group in own]
     assert [responses[:2] for responses in tokens] == [responses[:2] for responses in own_tokens]

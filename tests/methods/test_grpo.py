@@ -15,7 +15,6 @@ from sparring.data.stream import ProblemStream
 from sparring.methods import METHODS, GRPOConfig, grpo
 from sparring.methods.grpo import GRPO
 from sparring.models.policy import Policy
-from sparring.models.preprocess import pixels_to_patches
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -23,7 +22,7 @@ from sparring.scoring import score
 from sparring.seeding import derive_seed
 from sparring.types import Group
 from sparring.update import OptimConfig, Player
-from tiny_models import response_logprobs, tiny_problem
+from tiny_models import VARIANTS, model_inputs, response_logprobs, tiny_problem
 from toy_grader import ParityGrader
 
 SAMPLING = SamplingConfig(temperature=0.9, max_new_tokens=6)
@@ -123,10 +122,8 @@ def plain_step(policy: Policy, reference: Policy, groups: list[Group], loss: Pol
 
     def logprobs(model: Policy, group: Group, token_ids: Tensor) -> Tensor:
         images = group.views["clean"].images
-        model.module.vlm.model.rope_deltas = None
         prompt = model.encode(group.problem, group.views["clean"])
-        patches = pixels_to_patches(images, model.processor.patches)
-        found = response_logprobs(model.module.vlm, prompt.input_ids, token_ids, *patches, temperature=0.9)
+        found = response_logprobs(model, prompt.input_ids, token_ids, model_inputs(model, images), temperature=0.9)
         return found.gather(-1, token_ids[:, None]).squeeze(-1)
 
     with torch.no_grad():
@@ -154,7 +151,9 @@ def plain_step(policy: Policy, reference: Policy, groups: list[Group], loss: Pol
         policy.module.zero_grad()
 
 
-def test_a_step_equals_plain_pytorch(folder: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_equals_plain_pytorch(variant: str, tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders[variant]
     config = small(loss=PolicyLossConfig(kl_coefficient=0.1))
     method, oracle = method_of(folder, config), method_of(folder, config)
     problems = stream().take(3)

@@ -38,7 +38,7 @@ def pictures(sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
 def tower(policy: Policy, implementation: str, images: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Features of all pictures, DeepStack's included, and the pixel gradients of a scalar of them."""
     policy.module.vlm.model.visual.config._attn_implementation = implementation
-    features = [feature for stream in policy.module._vision(images) for feature in stream]
+    features = [feature for stream in policy.module._vision(images, [False] * len(images)) for feature in stream]
     scalar = sum((torch.linspace(-1, 2, x.numel()).view(x.shape) * x.square()).sum() for x in features)
     return [feature.detach() for feature in features], torch.autograd.grad(scalar, images)
 
@@ -48,10 +48,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("sizes", PICTURES.values(), ids=PICTURES)
-def test_equals_the_loop(tiny_policy: Policy, sizes: tuple[tuple[int, int], ...]) -> None:
+def test_equals_the_loop(qwen_policy: Policy, sizes: tuple[tuple[int, int], ...]) -> None:
     images = pictures(sizes)
-    expected, expected_gradients = tower(tiny_policy, "sdpa", images)
-    found, gradients = tower(tiny_policy, BATCHED_FLASH, images)
+    expected, expected_gradients = tower(qwen_policy, "sdpa", images)
+    found, gradients = tower(qwen_policy, BATCHED_FLASH, images)
     assert len(found) == len(expected) >= len(images)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -83,27 +83,27 @@ def test_equal_pictures_take_one_call_per_layer(tiny_folders: dict[str, Path], c
     assert calls == [(1, 2, num, 8) for num in (24, 4, 40, 4)] * 2
 
 
-def test_a_picture_does_not_see_its_neighbours(tiny_policy: Policy) -> None:
+def test_a_picture_does_not_see_its_neighbours(qwen_policy: Policy) -> None:
     images = pictures(PICTURES["equal"])
-    tiny_policy.module.vlm.model.visual.config._attn_implementation = BATCHED_FLASH
-    together = tiny_policy.module._vision(images)[0][1]
-    torch.testing.assert_close(together, tiny_policy.module._vision(images[1:2])[0][0], atol=1e-5, rtol=1e-5)
+    qwen_policy.module.vlm.model.visual.config._attn_implementation = BATCHED_FLASH
+    together = qwen_policy.module._vision(images, [False] * len(images))[0][1]
+    torch.testing.assert_close(together, qwen_policy.module._vision(images[1:2], [True])[0][0], atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad(together.square().sum(), images[2], allow_unused=True)
     assert gradient is None or gradient.abs().max() == 0
 
 
-def test_a_loaded_policy_uses_it_and_scores_the_same(tiny_policy: Policy) -> None:
-    assert tiny_policy.module.vlm.model.visual.config._attn_implementation == BATCHED_FLASH
+def test_a_loaded_policy_uses_it_and_scores_the_same(qwen_policy: Policy) -> None:
+    assert qwen_policy.module.vlm.model.visual.config._attn_implementation == BATCHED_FLASH
     groups = [tiny_group(seed, (3, 5)) for seed in (0, 10)] + [tiny_group(20, (4,), sizes=((24, 24), (8, 16)))]
-    assert len(next(micro_batches(tiny_policy, groups, view="clean", token_budget=10_000)).packed.images) == 4
-    found = score(tiny_policy, groups, view="clean", temperature=1.0, token_budget=10_000)
-    tiny_policy.module.vlm.model.visual.config._attn_implementation = "sdpa"
-    expected = score(tiny_policy, groups, view="clean", temperature=1.0, token_budget=10_000)
+    assert len(next(micro_batches(qwen_policy, groups, view="clean", token_budget=10_000)).packed.images) == 4
+    found = score(qwen_policy, groups, view="clean", temperature=1.0, token_budget=10_000)
+    qwen_policy.module.vlm.model.visual.config._attn_implementation = "sdpa"
+    expected = score(qwen_policy, groups, view="clean", temperature=1.0, token_budget=10_000)
     torch.testing.assert_close(found.logprobs_T, expected.logprobs_T, atol=1e-5, rtol=0)
 
 
-def test_a_saved_policy_does_not_carry_our_name(tiny_policy: Policy, tmp_path: Path) -> None:
-    tiny_policy.save(tmp_path)
+def test_a_saved_policy_does_not_carry_our_name(qwen_policy: Policy, tmp_path: Path) -> None:
+    qwen_policy.save(tmp_path)
     assert BATCHED_FLASH not in (tmp_path / "config.json").read_text()
 
 

@@ -19,7 +19,6 @@ def text_prompt(*ids: int) -> Prompt:
     return Prompt(
         input_ids=torch.tensor(ids),
         is_image=torch.zeros(length, dtype=torch.bool),
-        grid_thw=torch.zeros(0, 3, dtype=torch.int64),
         position_ids=torch.arange(length).expand(3, -1),
     )
 
@@ -29,7 +28,6 @@ def picture_prompt() -> Prompt:
     return Prompt(
         input_ids=torch.tensor([1, 8, 8, 2]),
         is_image=torch.tensor([False, True, True, False]),
-        grid_thw=torch.tensor([[1, 2, 4]]),
         position_ids=torch.tensor([[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]),
     )
 
@@ -68,6 +66,24 @@ def test_a_view_shown_by_several_rows_is_there_once() -> None:
     batch = pack(rows, device=CPU)
     assert [id(image) for image in batch.images] == [id(one), id(two)]
     assert batch.image_order == (0, 1, 0)
+
+
+def test_a_picture_shown_alone_and_beside_another_is_there_both_ways() -> None:
+    one, two = torch.rand(3, 8, 16), torch.rand(3, 8, 16)
+    rows = [Row(picture_prompt(), images, (response(5),)) for images in ((one,), (one, two))]
+    batch = pack(rows, device=CPU)
+    assert [id(image) for image in batch.images] == [id(one), id(one), id(two)]
+    assert (batch.is_alone, batch.image_order) == ((True, False, False), (0, 1, 2))
+
+
+def test_plain_rows_have_one_response_and_a_padding_mask() -> None:
+    rows = [Row(text_prompt(1, 2), (), (response(5, 6, 7),)), Row(text_prompt(1, 2), (), (response(8),))]
+    batch = pack(rows, device=CPU, row_layout="plain")
+    assert batch.input_ids.tolist() == [[1, 2, 5, 6], [1, 2, 0, 0]]
+    assert batch.attention.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.target_T.tolist() == [5, 6, 7, 8]
+    with pytest.raises(ValueError, match="plain row holds one response"):
+        pack([Row(text_prompt(1), (), (response(5), response(6)))], device=CPU, row_layout="plain")
 
 
 def test_rows_without_a_single_response_token_have_no_targets() -> None:

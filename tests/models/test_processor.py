@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sparring.models.policy import Policy
-from sparring.models.preprocess import pixels_to_patches
-from sparring.models.processor import Processor, mrope_positions
-from tiny_models import CHAT_TEMPLATE, MAX_PIXELS, tiny_problem
+from sparring.models.preprocess import grid_of, pixels_to_patches
+from sparring.models.processor import Processor
+from sparring.models.qwen_vl import mrope_positions
+from tiny_models import CHAT_TEMPLATE, MAX_PIXELS, QWEN_FAMILIES, tiny_problem
 
 SIZES = ((16, 24), (40, 8), (8, 8))
 """Three pictures of 2 x 3, 5 x 1 and 1 x 1 tokens (patches of 4 pixels, merged 2 x 2)."""
@@ -39,14 +40,13 @@ def test_prompt_is_the_template_with_expanded_placeholders(processor: Processor)
     expected = f"<|im_start|>user\n{pictures}Why? Think.<|im_end|>\n<|im_start|>assistant\n"
     assert processor.tokenizer.decode(prompt.input_ids) == expected
     assert prompt.input_ids.tolist() == processor.tokenizer(expected).input_ids
-    assert prompt.grid_thw.tolist() == [[1, 4, 6], [1, 10, 2], [1, 2, 2]]
     assert torch.equal(prompt.is_image, prompt.input_ids == processor.image_token_id)
 
 
 def test_a_question_without_instruction_is_left_as_it_is(processor: Processor) -> None:
     prompt = processor.encode(" Why? ", [])
     assert " Why? <|im_end|>" in processor.tokenizer.decode(prompt.input_ids)
-    assert prompt.grid_thw.shape == (0, 3)
+    assert not prompt.is_image.any()
 
 
 def test_positions_drawn_by_hand() -> None:
@@ -62,10 +62,12 @@ def test_positions_drawn_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(), ((16, 24),), SIZES, ((64, 8), (8, 64))])
-def test_positions_equal_those_of_the_model(tiny_policy: Policy, sizes: tuple[tuple[int, int], ...]) -> None:
-    prompt = tiny_policy.processor.encode_sizes("What?", sizes)
-    expected, _ = tiny_policy.module.vlm.model.get_rope_index(
-        prompt.input_ids[None], mm_token_type_ids=prompt.is_image[None].int(), image_grid_thw=prompt.grid_thw
+def test_positions_equal_those_of_the_model(qwen_policy: Policy, sizes: tuple[tuple[int, int], ...]) -> None:
+    prompt = qwen_policy.processor.encode_sizes("What?", sizes)
+    grid = [grid_of(height, width, qwen_policy.processor.family.patches) for height, width in sizes]
+    grid_thw = torch.tensor(grid, dtype=torch.int64).reshape(-1, 3)
+    expected, _ = qwen_policy.module.vlm.model.get_rope_index(
+        prompt.input_ids[None], mm_token_type_ids=prompt.is_image[None].int(), image_grid_thw=grid_thw
     )
     assert torch.equal(prompt.position_ids, expected[:, 0])
 
@@ -81,7 +83,7 @@ def test_a_fitted_picture_gives_the_inputs_of_the_image_processor(
     raw = picture(height, height, width)
     fitted = processor.fit(raw)
     expected = processor.image_processor(images=[raw.permute(1, 2, 0).numpy()], return_tensors="pt")
-    pixel_values, grid_thw = pixels_to_patches([fitted], processor.patches)
+    pixel_values, grid_thw = pixels_to_patches([fitted], processor.family.patches)
     assert torch.equal(grid_thw, expected["image_grid_thw"])
     assert torch.equal(pixel_values, expected["pixel_values"])
     assert fitted.shape[1] * fitted.shape[2] <= MAX_PIXELS
@@ -118,7 +120,7 @@ def test_a_picture_that_cannot_be_fitted_is_refused(processor: Processor, image:
 
 @pytest.mark.parametrize("size", [(12, 16), (128, 128)], ids=["not a multiple", "over the pixel budget"])
 def test_a_view_that_is_not_at_model_size_is_refused(processor: Processor, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]}.*{MAX_PIXELS} pixels.*Processor\.fit"):
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} .*not at model size.*Processor\.fit"):
         processor.encode("What?", [torch.zeros(3, *size)])
 
 
@@ -157,14 +159,16 @@ def test_special_ids(processor: Processor) -> None:
     assert names(processor.pad_token_id) == "<|endoftext|>"
 
 
-def test_saved_and_read_again_it_is_the_same(processor: Processor, tmp_path: Path) -> None:
+def test_saved_and_read_again_it_is_the_same(
+    processor: Processor, tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
     processor.save_pretrained(tmp_path)
+    shutil.copy(tiny_folders["qwen3_vl"] / "config.json", tmp_path)
     again = Processor.from_pretrained(tmp_path)
     prompt, copy = (p.encode_sizes("What?", SIZES, "Think.") for p in (processor, again))
     assert torch.equal(prompt.input_ids, copy.input_ids)
-    assert again.patches == processor.patches
+    assert again.family.patches == processor.family.patches
     assert again.stop_token_ids == processor.stop_token_ids
-    assert (again.min_pixels, again.max_pixels) == (processor.min_pixels, processor.max_pixels)
 
 
 def test_an_older_checkpoint_keeps_its_template_in_json(processor: Processor, folder: Path) -> None:
@@ -195,13 +199,16 @@ def test_an_image_processor_that_does_something_else_is_refused(folder: Path) ->
         Processor.from_pretrained(folder)
 
 
-def test_equals_the_processor_of_transformers_where_torchvision_imports(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("family", QWEN_FAMILIES)
+def test_equals_the_processor_of_transformers_where_torchvision_imports(
+    family: str, tiny_folders: dict[str, Path]
+) -> None:
     pytest.importorskip("torchvision")
     from transformers import Qwen2VLVideoProcessor, Qwen3VLProcessor
 
-    own = Processor.from_pretrained(tiny_folder)
+    own = Processor.from_pretrained(tiny_folders[family])
     theirs = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil.from_pretrained(tiny_folder),
+        image_processor=Qwen2VLImageProcessorPil.from_pretrained(tiny_folders[family]),
         tokenizer=own.tokenizer,
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=own.tokenizer.chat_template,
@@ -218,5 +225,6 @@ def test_equals_the_processor_of_transformers_where_torchvision_imports(tiny_fol
     fitted = [own.fit(image) for image in pictures]
     prompt = own.encode("What?", fitted)
     assert torch.equal(prompt.input_ids, expected["input_ids"][0])
-    assert torch.equal(prompt.grid_thw, expected["image_grid_thw"])
-    assert torch.equal(pixels_to_patches(fitted, own.patches)[0], expected["pixel_values"])
+    pixel_values, grid_thw = pixels_to_patches(fitted, own.family.patches)
+    assert torch.equal(grid_thw, expected["image_grid_thw"])
+    assert torch.equal(pixel_values, expected["pixel_values"])

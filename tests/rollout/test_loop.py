@@ -83,7 +83,7 @@ class FakePolicy:
         position_ids = torch.zeros(3, length, dtype=torch.int64)
         position_ids[1, 0] = 10 * index
         ids = torch.full((length,), index)
-        return Prompt(ids, torch.zeros(length, dtype=torch.bool), torch.empty(0, 3, dtype=torch.int64), position_ids)
+        return Prompt(ids, torch.zeros(length, dtype=torch.bool), position_ids)
 
 
 def request(problem: int, num_samples: int = 1, seed: int = 0) -> SampleRequest:

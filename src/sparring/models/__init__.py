@@ -2,5 +2,6 @@
 
 ``processor`` turns a problem into token ids and fits pictures to the model, ``preprocess`` turns pixels into model
 inputs with gradient, ``packing`` lays groups out so that a prompt is computed once, ``head`` scores tokens without
-holding all logits, ``families`` reads checkpoints, and ``policy`` puts them together.
+holding all logits, ``family`` and the modules named after families say how each sees pictures, ``families`` reads
+checkpoints, and ``policy`` puts them together.
 """

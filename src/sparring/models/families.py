@@ -5,26 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
 )
 
 from sparring.errors import UserError
-from sparring.models.attention import BATCHED_FLASH, SHARED_PREFIX
+from sparring.models.attention import SHARED_PREFIX
+from sparring.models.family import Family, RowLayout
+from sparring.models.llava_onevision import LlavaOnevision
+from sparring.models.qwen_vl import QwenVL
+from sparring.models.smolvlm import SmolVLM
 
-FAMILIES: dict[str, type[PreTrainedModel]] = {
-    "qwen2_vl": Qwen2VLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
+
+class Supported(NamedTuple):
+    """What runs the checkpoints of one ``model_type``."""
+
+    model_class: type[PreTrainedModel]
+    """The network, of transformers."""
+    family: type[Family]
+    """How it sees pictures."""
+
+
+FAMILIES: dict[str, Supported] = {
+    "qwen2_vl": Supported(Qwen2VLForConditionalGeneration, QwenVL),
+    "qwen2_5_vl": Supported(Qwen2_5_VLForConditionalGeneration, QwenVL),
+    "qwen3_vl": Supported(Qwen3VLForConditionalGeneration, QwenVL),
+    "smolvlm": Supported(SmolVLMForConditionalGeneration, SmolVLM),
+    "llava_onevision": Supported(LlavaOnevisionForConditionalGeneration, LlavaOnevision),
 }
-"""``model_type`` in a checkpoint's ``config.json`` to the class that runs it."""
+"""By the ``model_type`` in a checkpoint's ``config.json``."""
+
+ROW_LAYOUTS: dict[str, RowLayout] = {"full_attention": "packed", "sliding_attention": "plain"}
+"""By the kind of attention of a language model's layers, as its ``layer_types`` name it; one plain layer makes all rows
+plain. A window counts tokens, and in a packed row other responses stand between a token and its prompt."""
 
 
 def bundled_path() -> Path:
@@ -49,10 +72,10 @@ def load_vlm(folder: Path) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: the folder, its ``config.json`` or its safetensors weights are missing.
-        UserError: the files are damaged, the family is unknown, the weights are incomplete, or the model uses
-            sliding-window attention.
+        UserError: the files are damaged, the family is unknown, the weights are incomplete, or rows cannot be scored
+            one beside the other.
     """
-    model_class = _model_class(folder)
+    model_class, family = family_of(folder)
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
         raise FileNotFoundError(
             f"{folder} has neither model.safetensors nor model.safetensors.index.json: only safetensors are read, so "
@@ -80,23 +103,48 @@ def load_vlm(folder: Path) -> PreTrainedModel:
             f"{folder} lacks {len(missing)} weights of a {model_class.__name__}, the first is {missing[0]!r}: "
             f"complete the checkpoint, or correct model_type in config.json"
         )
-    # Views of a batch mostly have one size: attend over all of them in one call instead of one call each.
-    vlm.model.visual.config._attn_implementation = BATCHED_FLASH
-    vlm.model.language_model.config._attn_implementation = SHARED_PREFIX
-    if "sliding_attention" in getattr(vlm.config.get_text_config(), "layer_types", ()):
-        # A window counts tokens; in a packed row other responses stand between a token and its prefix.
-        raise UserError(
-            f"{folder}: sliding-window attention cannot be scored in packed rows: set use_sliding_window to false "
-            f"in config.json if responses stay shorter than the window"
-        )
+    _require_independent_rows(vlm.config, folder)
+    family.prepare(vlm)
+    vlm.get_decoder().config._attn_implementation = SHARED_PREFIX
     return vlm
+
+
+def row_layout(config: PreTrainedConfig) -> RowLayout:
+    """How responses to a prompt are laid out in rows for a model with this configuration (``ROW_LAYOUTS``)."""
+    return "plain" if "plain" in {ROW_LAYOUTS[kind] for kind in _attention_kinds(config)} else "packed"
+
+
+def _attention_kinds(config: PreTrainedConfig) -> set[str]:
+    text = config.get_text_config()
+    return set(getattr(text, "layer_types", None) or ["full_attention"])
+
+
+def _require_independent_rows(config: PreTrainedConfig, folder: Path) -> None:
+    unknown = sorted(_attention_kinds(config) - ROW_LAYOUTS.keys())
+    if unknown:
+        raise UserError(
+            f"{folder} has layers with {', '.join(unknown)}: supported are {', '.join(ROW_LAYOUTS)}; use another model"
+        )
+    rope_type = (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        # transformers derives the frequencies of all rows from the longest of them.
+        raise UserError(
+            f"{folder}: with rope_type {rope_type!r} the log-probabilities of a response depend on what else is in "
+            f"its batch: use 'default', 'linear', 'llama3' or 'yarn' in rope_parameters of config.json"
+        )
 
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _model_class(folder: Path) -> type[PreTrainedModel]:
+def family_of(folder: Path) -> Supported:
+    """What runs the checkpoint in ``folder``.
+
+    Raises:
+        FileNotFoundError: the folder or its ``config.json`` is missing.
+        UserError: ``config.json`` is damaged, or the family is unknown.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder: give the folder of a checkpoint; one from the Hugging Face hub is fetched with "

@@ -25,8 +25,8 @@ def token_logprobs(
     """Log-probability of each target under softmax(hidden weight^T / temperature), and the entropy on request.
 
     No more than ``chunk`` x V logits exist at a time: where there are several chunks, backward recomputes each
-    (checkpointing, the non-reentrant kind, under which pixel gradients also exist). Gradients are exact. The product follows the surrounding autocast;
-    softmax and entropy are float32 (float64 if the inputs are).
+    (checkpointing, the non-reentrant kind, under which pixel gradients also exist). Gradients are exact. The product
+    follows the surrounding autocast; softmax and entropy are float32 (float64 if the inputs are).
 
     Args:
         hidden_TD: the hidden state that predicts each target; T may be 0.

@@ -8,7 +8,11 @@ So every response sees what it would see alone behind the prompt, and the prompt
 instead of once per response. The first token of a response is predicted from the last prompt token. The last token of a
 response predicts nothing that is scored, so it is a target only and takes no place in the row.
 
-Letters: ``L`` tokens of all rows, ``T`` response tokens of all rows laid end to end.
+Where a model's own masks must stay as they are (sliding windows), rows are plain: one response each, side by side,
+padded on the right, with nothing but a padding mask.
+
+Letters: ``B`` rows, ``L`` tokens of a row, ``T`` response tokens of all rows laid end to end. A packed batch is one row
+of all tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sparring.models.attention import SharedPrefix, shared_prefix
+from sparring.models.family import RowLayout
 from sparring.models.processor import Prompt
 
 
@@ -40,22 +46,25 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """Rows laid end to end as one: what ``PolicyModule.forward`` takes."""
+    """Rows laid out: what ``PolicyModule.forward`` takes."""
 
     input_ids: Tensor
-    """int64 (1, L)."""
+    """int64 (B, L)."""
     position_ids: Tensor
-    """int64 (3, 1, L), mRoPE positions."""
-    attention: SharedPrefix
-    """Which of the L tokens are prompts and responses, and who sees whom."""
+    """int64 (3, B, L), positions on the three axes of mRoPE."""
+    attention: SharedPrefix | Tensor
+    """Which of the L tokens are prompts and responses, and so who sees whom; of plain rows an int64 mask (B, L), 1 on
+    tokens and 0 on padding."""
     is_image: Tensor
-    """bool (1, L), true on the prompts' image placeholders."""
+    """bool (B, L), true on the prompts' image placeholders."""
     images: tuple[Tensor, ...]
     """The distinct images of the batch, each float (3, H, W) in [0, 1]."""
+    is_alone: tuple[bool, ...]
+    """For each of ``images`` whether it is the only one of its prompt."""
     image_order: tuple[int, ...]
     """Indices into ``images`` in the order of the placeholders, row by row."""
     predict_T: Tensor
-    """int64 (T,), for each response token the place among the L of the hidden state that predicts it."""
+    """int64 (T,), for each response token the place among the B * L of the hidden state that predicts it."""
     target_T: Tensor
     """int64 (T,), the response tokens: rows in order, their responses in order, their tokens in order."""
 
@@ -81,27 +90,42 @@ def split_responses(num_prompt_tokens: int, response_lengths: Sequence[int], tok
     return rows
 
 
-def pack(rows: Sequence[Row], *, device: torch.device) -> PackedBatch:
-    """Lays ``rows`` (at least one) end to end on ``device``."""
+def pack(rows: Sequence[Row], *, device: torch.device, row_layout: RowLayout = "packed") -> PackedBatch:
+    """Lays ``rows`` (at least one) out on ``device``, end to end or, if they are plain, side by side.
+
+    Raises ValueError if a plain row has several responses.
+    """
+    if row_layout == "plain" and any(len(row.responses) > 1 for row in rows):
+        raise ValueError("a plain row holds one response: cut its responses into rows of their own")
     parts = [_lay_out(row) for row in rows]
-    starts = torch.tensor([0, *(len(part["input_ids"]) for part in parts)]).cumsum(0).tolist()
-    images, image_order = _distinct_images(rows)
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([part[name] for part in parts]).to(device)
-
-    return PackedBatch(
-        input_ids=joined("input_ids")[None],
-        position_ids=joined("position_ids").T[:, None].contiguous(),
-        attention=shared_prefix(
+    lengths = torch.tensor([len(part["input_ids"]) for part in parts])
+    images, is_alone, image_order = _distinct_images(rows)
+    attention: SharedPrefix | Tensor
+    if row_layout == "packed":
+        starts = lengths.cumsum(0) - lengths
+        attention = shared_prefix(
             [row.prompt.input_ids.numel() for row in rows],
             [[max(0, response.numel() - 1) for response in row.responses] for row in rows],
-        ).to(device),
-        is_image=joined("is_image")[None],
+        )
+    else:
+        starts = torch.arange(len(rows)) * lengths.max()
+        attention = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+
+    def laid_out(name: str) -> Tensor:
+        values = [part[name] for part in parts]
+        # What stands on padding is read by nobody.
+        return torch.cat(values)[None] if row_layout == "packed" else pad_sequence(values, batch_first=True)
+
+    return PackedBatch(
+        input_ids=laid_out("input_ids").to(device),
+        position_ids=laid_out("position_ids").permute(2, 0, 1).contiguous().to(device),
+        attention=attention.to(device),
+        is_image=laid_out("is_image").to(device),
         images=tuple(image.to(device) for image in images),
+        is_alone=is_alone,
         image_order=image_order,
-        predict_T=torch.cat([start + part["predict"] for start, part in zip(starts, parts, strict=False)]).to(device),
-        target_T=joined("target"),
+        predict_T=torch.cat([start + part["predict"] for start, part in zip(starts, parts, strict=True)]).to(device),
+        target_T=torch.cat([part["target"] for part in parts]).to(device),
     )
 
 
@@ -125,14 +149,16 @@ def _lay_out(row: Row) -> dict[str, Tensor]:
     }
 
 
-def _distinct_images(rows: Sequence[Row]) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Images by identity, and the indices of those that the rows show, in order."""
-    index_by_id: dict[int, int] = {}
+def _distinct_images(rows: Sequence[Row]) -> tuple[list[Tensor], tuple[bool, ...], tuple[int, ...]]:
+    """Images by identity, whether each is alone in its prompt, and the indices of those that rows show, in order."""
+    index_by_key: dict[tuple[int, bool], int] = {}
     images: list[Tensor] = []
     order = []
-    for image in (image for row in rows for image in row.images):
-        if id(image) not in index_by_id:
-            index_by_id[id(image)] = len(images)
-            images.append(image)
-        order.append(index_by_id[id(image)])
-    return images, tuple(order)
+    for row in rows:
+        for image in row.images:
+            key = (id(image), len(row.images) == 1)
+            if key not in index_by_key:
+                index_by_key[key] = len(images)
+                images.append(image)
+            order.append(index_by_key[key])
+    return images, tuple(is_alone for _, is_alone in index_by_key), tuple(order)

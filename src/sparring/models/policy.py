@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,13 +21,16 @@ from transformers import DynamicCache, PreTrainedModel
 
 from sparring import distributed
 from sparring.errors import UserError
+from sparring.models.attention import SharedPrefix
 from sparring.models.cache import SiblingCache
-from sparring.models.families import bundled_path, load_vlm
+from sparring.models.families import bundled_path, load_vlm, row_layout
+from sparring.models.family import Family, RowLayout
 from sparring.models.head import token_logprobs
 from sparring.models.packing import PackedBatch
-from sparring.models.preprocess import PatchSettings, pixels_to_patches
 from sparring.models.processor import Processor, Prompt
 from sparring.types import Problem, View
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 
@@ -48,10 +52,10 @@ class PolicyModule(nn.Module):
     ``torch.distributed.fsdp.register_fsdp_forward_method``.
     """
 
-    def __init__(self, vlm: PreTrainedModel, patches: PatchSettings, precision: Precision = "fp32") -> None:
+    def __init__(self, vlm: PreTrainedModel, family: Family, precision: Precision = "fp32") -> None:
         super().__init__()
         self.vlm = vlm
-        self.patches = patches
+        self.family = family
         self.precision = precision
 
     @property
@@ -84,10 +88,10 @@ class PolicyModule(nn.Module):
                 batch.input_ids,
                 batch.is_image,
                 batch.images,
+                batch.is_alone,
                 batch.image_order,
                 position_ids=batch.position_ids,
-                attention_mask=_NO_MASK,
-                shared_prefix=batch.attention,
+                **_masks(batch),
                 use_cache=False,
             )
             weight_VD = self.vlm.get_output_embeddings().weight
@@ -109,19 +113,21 @@ class PolicyModule(nn.Module):
         Args:
             input_ids: int64 (B, S), left-padded.
             attention_mask: int64 (B, S), 1 on prompt tokens, 0 on padding.
-            position_ids: int64 (3, B, S), mRoPE positions as in ``Prompt.position_ids``; any value on padding.
+            position_ids: int64 (3, B, S), positions as in ``Prompt.position_ids``; any value on padding.
             images: for each row its images, float (3, H, W) in [0, 1] at model size.
 
         Returns:
             float32 (B, V) logits after the last prompt token, and the cache.
         """
-        cache = DynamicCache(config=self.vlm.config.get_text_config())
+        # Whole prompts even where the model attends in windows: `attention` looks at what is in them.
+        cache = DynamicCache()
         flat = [image for row in images for image in row]
         with self.autocast():
             hidden_BSD = self._hidden(
                 input_ids,
                 (input_ids == self.vlm.config.image_token_id) & attention_mask.bool(),
                 flat,
+                [len(row) == 1 for row in images for _ in row],
                 range(len(flat)),
                 position_ids=position_ids,
                 attention_mask=attention_mask,
@@ -144,9 +150,9 @@ class PolicyModule(nn.Module):
             float32 (R, V) logits of the next token.
         """
         with self.autocast():
-            outputs = self.vlm.model.language_model(
+            outputs = self.vlm.get_decoder()(
                 inputs_embeds=self.vlm.get_input_embeddings()(token_ids[:, None]),
-                position_ids=position[None, :, None].expand(3, -1, 1),
+                position_ids=self.family.rope_positions(position[None, :, None].expand(3, -1, 1)),
                 attention_mask=_NO_MASK,
                 past_key_values=siblings,
                 siblings=siblings,
@@ -162,25 +168,36 @@ class PolicyModule(nn.Module):
         input_ids_BL: Tensor,
         is_image_BL: Tensor,
         images: Sequence[Tensor],
+        is_alone: Sequence[bool],
         image_order: Sequence[int],
+        *,
+        position_ids: Tensor,
         **kwargs: object,
     ) -> Tensor:
         """Last hidden states (B, L, D). ``image_order``: the images in the order of their placeholders, row by row."""
         embeds_BLD = self.vlm.get_input_embeddings()(input_ids_BL)
         if images:
-            streams = self._vision(images)
+            streams = self._vision(images, is_alone)
             # Only the picture is repeated where several rows show it, never the vision tower.
             features = [torch.cat([stream[i] for i in image_order]).to(embeds_BLD.dtype) for stream in streams]
             embeds_BLD = embeds_BLD.masked_scatter(is_image_BL[..., None], features[0])
             if len(features) > 1:
                 kwargs |= {"visual_pos_masks": is_image_BL, "deepstack_visual_embeds": features[1:]}
-        return self.vlm.model.language_model(inputs_embeds=embeds_BLD, **kwargs).last_hidden_state
+        outputs = self.vlm.get_decoder()(
+            inputs_embeds=embeds_BLD, position_ids=self.family.rope_positions(position_ids), **kwargs
+        )
+        return outputs.last_hidden_state
 
-    def _vision(self, images: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    def _vision(self, images: Sequence[Tensor], is_alone: Sequence[bool]) -> list[Sequence[Tensor]]:
         """The vision tower. First the features (image tokens, D) of each image, then those of each DeepStack layer."""
-        pixel_values, grid_thw = pixels_to_patches(images, self.patches)
-        output = self.vlm.model.get_image_features(pixel_values, grid_thw, return_dict=True)
-        return [output.pooler_output, *getattr(output, "deepstack_features", [])]
+        return self.family.features(self.vlm, images, is_alone)
+
+
+def _masks(batch: PackedBatch) -> dict[str, object]:
+    """What a language model is told of a batch's rows."""
+    if isinstance(batch.attention, SharedPrefix):
+        return {"attention_mask": _NO_MASK, "shared_prefix": batch.attention}
+    return {"attention_mask": batch.attention}
 
 
 class Policy:
@@ -223,8 +240,11 @@ class Policy:
                 f"{folder}: the tokenizer's image placeholder has id {processor.image_token_id}, config.json says "
                 f"image_token_id {vlm.config.image_token_id}: take both files from the same checkpoint"
             )
-        module = PolicyModule(vlm, processor.patches, precision).to(device).eval()
-        return cls(module, processor, instruction=instruction)
+        module = PolicyModule(vlm, processor.family, precision).to(device).eval()
+        policy = cls(module, processor, instruction=instruction)
+        if policy.row_layout == "plain":
+            logger.warning("%s attends in sliding windows: scored in plain rows, one per response", folder)
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +256,7 @@ class Policy:
 
     def shard(self) -> None:
         """Spread the weights over the ranks of this run, if there are several; before an optimizer takes them."""
-        layers = self.module.vlm.model.language_model.layers
+        layers = self.module.vlm.get_decoder().layers
         distributed.shard(self.module, layers, ("prefill", "decode"))
 
     def save(
@@ -273,3 +293,8 @@ class Policy:
         """The prompt of ``problem`` for the picture sizes of ``view``, tensors on the CPU."""
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in view.images)
         return self._encode(problem.question, sizes, self.instruction)
+
+    @property
+    def row_layout(self) -> RowLayout:
+        """Whether responses to one prompt share a row; ``"plain"`` if the model has sliding-window attention."""
+        return row_layout(self.module.vlm.config)

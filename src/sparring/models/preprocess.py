@@ -1,22 +1,32 @@
-"""From pixels to the inputs of a Qwen vision tower, differentiably.
+"""From pixels to the inputs of a vision tower, differentiably.
 
-The Qwen image processors rescale, normalise and cut an image into patches in an order that keeps together the patches
-that the model later merges into one token. Here the same arithmetic runs on float tensors with gradient. Resizing is no
-part of it: a picture is brought to model size once, on 8-bit values, by ``Processor.fit``.
+The image processors of transformers rescale, normalise and cut a picture into patches or tiles; here the same
+arithmetic runs on float tensors with gradient. A picture is brought to model size once, on 8-bit values, by
+``Processor.fit``. What families then still resize, the small copy of the whole picture beside its tiles, is resized by
+``resize_like_pillow``.
+
+Letters: ``CHW`` an image, ``h`` and ``w`` its sides after a resize.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
+
+from sparring.errors import UserError
 
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What a family's image processor does to a picture that already has model size."""
+    """What the image processor of the Qwen families does to a picture that already has model size."""
 
     patch_size: int
     """Side of a patch in pixels, > 0."""
@@ -65,11 +75,107 @@ def pixels_to_patches(images: Sequence[Tensor], settings: PatchSettings) -> tupl
 def _patches(image_CHW: Tensor, settings: PatchSettings) -> Tensor:
     _, rows, columns = grid_of(image_CHW.shape[-2], image_CHW.shape[-1], settings)
     channels, patch, merge = image_CHW.shape[0], settings.patch_size, settings.merge_size
-    mean_C11 = image_CHW.new_tensor(settings.mean)[:, None, None]
-    std_C11 = image_CHW.new_tensor(settings.std)[:, None, None]
-    blocks = ((image_CHW - mean_C11) / std_C11).reshape(
+    blocks = normalise(image_CHW, settings.mean, settings.std).reshape(
         channels, rows // merge, merge, patch, columns // merge, merge, patch
     )
     # To (merged row, merged column, row in merge, column in merge, channel, y, x).
     patches = blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, channels, 1, patch, patch)
     return patches.expand(-1, -1, settings.temporal_patch_size, -1, -1).reshape(rows * columns, -1)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std of images (..., C, H, W), both per channel and in units of [0, 1] pixels."""
+    mean_C11 = images.new_tensor(mean)[:, None, None]
+    std_C11 = images.new_tensor(std)[:, None, None]
+    return (images - mean_C11) / std_C11
+
+
+def cut_into_tiles(image_CHW: Tensor, side: int) -> Tensor:
+    """Square tiles (rows * columns, C, side, side) in reading order; H and W are multiples of ``side``."""
+    channels, height, width = image_CHW.shape
+    tiles = image_CHW.reshape(channels, height // side, side, width // side, side)
+    return tiles.permute(1, 3, 0, 2, 4).reshape(-1, channels, side, side)
+
+
+def resize_like_pillow(image_CHW: Tensor, size: tuple[int, int], resample: int) -> Tensor:
+    """``PIL.Image.resize`` of the picture's 8-bit values, with gradient: equal to Pillow's result bit for bit.
+
+    Pillow filters rows and columns one after the other, with coefficients that are multiples of 2^-22, and rounds to
+    8 bits after each. So does this, in float64, which holds the sums exactly. Rounding, which has no useful derivative,
+    passes the gradient on as if it were not there; where a sum leaves the 8-bit range the gradient is zero.
+
+    Args:
+        image_CHW: float in [0, 1]; it is rounded to 8 bits first, unless it has ``size`` already.
+        size: height and width of the result.
+        resample: Pillow's number of the filter: bilinear, bicubic or Lanczos.
+
+    Returns:
+        Multiples of 1/255 in the dtype of ``image_CHW``, (C, h, w).
+    """
+    height, width = image_CHW.shape[-2:]
+    if (height, width) == size:
+        return image_CHW
+    levels = _round_to_levels(image_CHW.double() * 255)
+    for dim in (-2, -1) if _columns_first((height, width), size, resample) else (-1, -2):
+        coefficients = _pillow_coefficients(image_CHW.shape[dim], size[dim], resample).to(levels.device)
+        levels = _round_to_levels((levels.transpose(-1, dim) @ coefficients.T).transpose(-1, dim))
+    return (levels / 255).to(image_CHW.dtype)
+
+
+def _round_to_levels(levels: Tensor) -> Tensor:
+    """The nearest whole number in 0 to 255, halves upwards; the gradient is that of the clamping alone."""
+    clamped = levels.clamp(0, 255)
+    return clamped + ((clamped + 0.5).floor() - clamped).detach()
+
+
+def _sinc(x: float) -> float:
+    return 1.0 if x == 0 else math.sin(math.pi * x) / (math.pi * x)
+
+
+def _bicubic(x: float) -> float:
+    x = abs(x)  # Keys' kernel with a = -0.5
+    return (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+_FILTERS: dict[int, tuple[Callable[[float], float], float]] = {
+    Resampling.BILINEAR: (lambda x: max(0.0, 1 - abs(x)), 1.0),
+    Resampling.BICUBIC: (_bicubic, 2.0),
+    Resampling.LANCZOS: (lambda x: _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0, 3.0),
+}
+"""The kernel and how far it reaches, in output pixels (Pillow, ``src/libImaging/Resample.c``)."""
+
+
+def require_filter(resample: int) -> None:
+    """UserError unless ``resize_like_pillow`` knows the filter."""
+    if resample not in _FILTERS:
+        known = ", ".join(f"{int(number)} ({Resampling(number).name.lower()})" for number in _FILTERS)
+        raise UserError(f"the image processor has resample {resample}: use one of {known} in preprocessor_config.json")
+
+
+@functools.lru_cache(64)
+def _columns_first(size: tuple[int, int], new_size: tuple[int, int], resample: int) -> bool:
+    """Whether Pillow filters columns before rows, found out on noise: which it does, from Pillow 13 on, depends on the
+    sizes, and rounding between the two tells."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8))
+    filtered = Resampling(resample)
+    columns = noise.resize((size[1], new_size[0]), filtered).resize(new_size[::-1], filtered)
+    return noise.resize(new_size[::-1], filtered).tobytes() == columns.tobytes()
+
+
+@functools.lru_cache(64)
+def _pillow_coefficients(length: int, new_length: int, resample: int) -> Tensor:
+    """float64 (new_length, length): what Pillow multiplies one row or column with."""
+    kernel, reach = _FILTERS[resample]
+    scale = length / new_length
+    stretch = max(scale, 1.0)
+    matrix = torch.zeros(new_length, length, dtype=torch.float64)
+    for index in range(new_length):
+        center = (index + 0.5) * scale
+        start = max(0, int(center - reach * stretch + 0.5))
+        stop = min(length, int(center + reach * stretch + 0.5))
+        weights = [kernel((x - center + 0.5) / stretch) for x in range(start, stop)]
+        total = sum(weights)
+        # Rounded to 2^-22, halves away from zero.
+        fixed = [math.copysign(math.floor(abs(w / total) * 2**22 + 0.5), w / total) for w in weights]
+        matrix[index, start:stop] = torch.tensor(fixed, dtype=torch.float64) / 2**22
+    return matrix
