@@ -142,7 +142,7 @@ def test_the_vision_tower_sees_each_view_once(tiny_policy: Policy, monkeypatch: 
     ]
     (micro,) = micro_batches(tiny_policy, groups, view=None, token_budget=10_000)
     if tiny_policy.row_layout == "plain":
-        assert micro.packed.input_ids.shape[0] == 7
+        assert micro.packed.input_ids.shape[0] == 5
     else:
         assert micro.packed.input_ids.shape[0] == 1 and micro.packed.attention.num_prompts == 3
     tiny_policy.module(micro.packed, temperature=1.0)
