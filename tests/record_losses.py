@@ -77,9 +77,7 @@ def train(preset: str, num_steps: int = NUM_STEPS, **loss_settings: Any) -> list
 
 def recorded(metrics: list[Metrics]) -> dict[str, list[float]]:
     """What is recorded of the steps. Adding zero turns a rounded -0.0 into 0.0."""
-    return {
-        name: [round(of_step[name], decimals) + 0.0 for of_step in metrics] for name, decimals in DECIMALS.items()
-    }
+    return {name: [round(of_step[name], decimals) + 0.0 for of_step in metrics] for name, decimals in DECIMALS.items()}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from double_precision import double_precision
 from sparring.models.policy import Policy
 from sparring.models.preprocess import pixels_to_patches
 from sparring.scoring import MicroBatch, micro_batches, pixel_gradients, score
@@ -196,30 +197,30 @@ def test_pixel_gradients_equal_autograd_through_the_plain_forward(tiny_policy: P
     assert all(not image.requires_grad for group in groups for image in group.views["clean"].images)
 
 
-def test_pixel_gradients_equal_finite_differences(tiny_policy: Policy) -> None:
-    # transformers normalises in float32 whatever the weights, so float64 weights still leave noise of about 1e-6 in the
-    # objective; a step of 1e-2 along a random direction keeps that below 1e-3 of the change, and central differences
-    # keep the curvature out.
-    tiny_policy.module.double()
-    group = tiny_group(0, (4, 3))
-    group = replace(
-        group, views={"clean": replace(group.views["clean"], images=(group.views["clean"].images[0].double(),))}
-    )
-    image = group.views["clean"].images[0]
-    objective = weighted_objective([group])
+@pytest.mark.parametrize("part", ["logprobs_T", "entropy_T"])
+def test_pixel_gradients_equal_finite_differences(tiny_policy: Policy, part: str) -> None:
+    """The whole path, from pixels through preparation, vision tower and language model to log-probs and entropies."""
     arguments = {"temperature": TEMPERATURE, "token_budget": 500, "with_entropy": True}
-    _, ((gradient,),) = pixel_gradients(tiny_policy, [group], view="clean", objective=objective, **arguments)
+    with double_precision():
+        tiny_policy.module.double()
+        group = tiny_group(0, (4, 3))
+        (image,) = group.views["clean"].images
+        weights_T = token_weights([group])
 
-    def value(pixels: Tensor) -> float:
-        moved = replace(group, views={"clean": replace(group.views["clean"], images=(pixels,))})
-        return float(weigh(score(tiny_policy, [moved], view="clean", **arguments), token_weights([group])))
+        def objective(scores: Score, micro: MicroBatch) -> Tensor:
+            return (weights_T[micro.token_index] * getattr(scores, part)).sum()
 
-    for seed in range(3):
-        direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        direction /= direction.norm()
-        step = 1e-2
-        difference = (value(image + step * direction) - value(image - step * direction)) / (2 * step)
-        assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-2, abs=1e-3)
+        def value(pixels: Tensor) -> float:
+            moved = replace(group, views={"clean": replace(group.views["clean"], images=(pixels,))})
+            return float((weights_T * getattr(score(tiny_policy, [moved], view="clean", **arguments), part)).sum())
+
+        _, ((gradient,),) = pixel_gradients(tiny_policy, [group], view="clean", objective=objective, **arguments)
+        assert gradient.dtype == torch.float64
+        for seed in range(3):
+            direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+            step = 1e-5
+            difference = (value(image + step * direction) - value(image - step * direction)) / (2 * step)
+            assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
 
 
 def test_pixel_gradients_leave_existing_parameter_gradients_alone(tiny_policy: Policy) -> None:
