@@ -113,7 +113,10 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
             after = candidates[index + 1 : index + 2]
             logger.warning("%s; %s", error, f"falling back to {after[0]}" if after else "there is none before it")
     if candidates:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: {', '.join(path.name for path in candidates)}")
+        names = ", ".join(path.name for path in candidates)
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole: {names}; put back a copy of one, or delete them all to start over"
+        )
     return None
 
 
@@ -230,11 +233,18 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _verify(path: Path) -> None:
-    match json.loads((path / _MANIFEST).read_text(encoding="utf-8")):
+    """ValueError or OSError, naming the file, if one of those that the manifest lists is not as it was written."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{_MANIFEST} cannot be read: {error}") from error
+    match manifest:
         case {"format": int(version)} if version != _FORMAT:
             raise ValueError(f"its format is {version}, this version reads {_FORMAT}")
         case {"files": dict(files)}:
             for name, expected in files.items():
+                if not (path / name).is_file():
+                    raise ValueError(f"{name}, which {_MANIFEST} lists, is missing")
                 found = _fingerprint(path / name)
                 if found != expected:
                     raise ValueError(f"{name} (now {found['size']} bytes) does not match {_MANIFEST}")

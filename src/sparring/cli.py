@@ -127,11 +127,14 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
 @contextmanager
 def _hint_at(folder: Path) -> Iterator[None]:
     """Say how to go on if the run is broken off; what it has done is in its folder."""
+    hint = f"go on with: sparring train --resume {folder}"
     try:
         yield
     except KeyboardInterrupt:
-        print(f"go on with: sparring train --resume {folder}", file=sys.stderr)
+        print(hint, file=sys.stderr)
         raise
+    except (UserError, OSError) as error:
+        raise UserError(f"{error}; {hint}") from error
 
 
 def _tested(run: Run, label: str, console: Console) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,27 @@ class GroupRecorder(ParityGrader):
         return self.groups[-1]
 
 
-def trained(folder: Path, config: MethodConfig, num_steps: int) -> tuple[Policy, list[Group], list[Metrics]]:
+def trained(
+    folder: Path, config: MethodConfig, num_steps: int, *, max_new_tokens: int = 6
+) -> tuple[Policy, list[Group], list[Metrics]]:
     """Two steps of plain gradient descent, in which weights move in proportion to the gradient."""
     policy, grader = Policy.load(folder), GroupRecorder()
     player = Player("policy", policy, OptimConfig(learning_rate=0.1))
     player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=0.1)
-    sampling = SamplingConfig(temperature=0.9, max_new_tokens=6)
+    sampling = SamplingConfig(temperature=0.9, max_new_tokens=max_new_tokens)
     method = METHODS[type(config)](config, player, policy.clone_frozen(), grader, sampling, seed=3, max_rows=64)
     stream = ProblemStream([tiny_problem(10 * n, question=f"What {n}?") for n in range(5)], seed=0)
     return policy, grader.groups, [method.step(stream, step) for step in range(num_steps)]
+
+
+def assert_same_weights(found: Policy, expected: Policy, folder: Path) -> None:
+    moved = 0.0
+    initial = dict(Policy.load(folder).module.named_parameters())
+    own_weights = dict(found.module.named_parameters())
+    for name, parameter in expected.module.named_parameters():
+        torch.testing.assert_close(own_weights[name], parameter, atol=1e-5, rtol=0, msg=name)
+        moved = max(moved, float((parameter - initial[name]).detach().abs().max()))
+    assert moved > 1e-2, "otherwise the tolerance says nothing"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,6 @@ def trained(folder: Path, config: MethodConfig, num_steps: int) -> tuple[Policy,
 )
 def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: SaEIConfig) -> None:
     folder = tiny_folders["qwen3_vl"]
-    start = Policy.load(folder)
     expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **SHARED), 2)
     found, own_groups, own_metrics = trained(folder, degenerate, 2)
     assert len(groups) == len(own_groups) == 6
@@ -68,13 +80,61 @@ def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: 
     for name in ("loss", "grad_norm", "ratio", "clip_fraction", "reference_kl", "entropy", "reward", "length"):
         for step in range(2):
             assert math.isclose(metrics[step][name], own_metrics[step][name], rel_tol=1e-4, abs_tol=1e-5), name
-    moved = 0.0
-    initial = dict(start.module.named_parameters())
-    own_weights = dict(found.module.named_parameters())
-    for name, parameter in expected.module.named_parameters():
-        torch.testing.assert_close(own_weights[name], parameter, atol=1e-5, rtol=0, msg=name)
-        moved = max(moved, float((parameter - initial[name]).detach().abs().max()))
-    assert moved > 1e-2, "otherwise the tolerance says nothing"
+    assert_same_weights(found, expected, folder)
+
+
+def grpo(**loss: Any) -> GRPOConfig:
+    return GRPOConfig(group_size=4, batch=SHARED["batch"], loss=replace(SHARED["loss"], **loss))
+
+
+EQUAL: dict[str, tuple[int, GRPOConfig, GRPOConfig]] = {
+    "with one optimizer step per batch nothing is clipped": (
+        6,
+        replace(grpo(clip_low=0.2, clip_high=0.3, dual_clip=3.0), num_minibatches=1),
+        replace(grpo(clip_low=0.0, clip_high=0.0, dual_clip=None), num_minibatches=1),
+    ),
+    "the sequence of GSPO's ratio is one token": (
+        1,
+        grpo(ratio="token", aggregation="sequence_mean"),
+        grpo(ratio="sequence", aggregation="sequence_mean"),
+    ),
+    "all reductions are one if all responses have one token": (
+        1,
+        grpo(aggregation="token_mean"),
+        grpo(aggregation="constant"),
+    ),
+    "where nothing is out of reach nothing is clipped": (
+        6,
+        grpo(clip_low=1.0, clip_high=math.inf, dual_clip=None),
+        grpo(clip_low=1.0, clip_high=1e9, dual_clip=1e9),
+    ),
+}
+"""Longest response, and two configurations that are then the same."""
+
+
+@pytest.mark.parametrize(("max_new_tokens", "first", "second"), EQUAL.values(), ids=EQUAL)
+def test_settings_that_cannot_matter_do_not(
+    tiny_folders: dict[str, Path], max_new_tokens: int, first: GRPOConfig, second: GRPOConfig
+) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    expected, _, metrics = trained(folder, first, 2, max_new_tokens=max_new_tokens)
+    found, _, own_metrics = trained(folder, second, 2, max_new_tokens=max_new_tokens)
+    for mine, theirs in zip(own_metrics, metrics, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(math.isclose(mine[n], theirs[n], rel_tol=1e-4, abs_tol=1e-5) for n in mine), (mine, theirs)
+    assert_same_weights(found, expected, folder)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"clip_high": 0.0}, {"ratio": "sequence"}, {"kl_coefficient": 0.2}],
+    ids=str,
+)
+def test_where_they_matter_they_do(tiny_folders: dict[str, Path], changed: dict[str, Any]) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    expected, found = trained(folder, grpo(), 1)[0], trained(folder, grpo(**changed), 1)[0]
+    pairs = zip(expected.module.parameters(), found.module.parameters(), strict=True)
+    assert max(float((mine - theirs).detach().abs().max()) for mine, theirs in pairs) > 1e-3
 
 
 @pytest.mark.parametrize("variant", ["qwen3_vl", "smolvlm", "llava_onevision", "llava_onevision-sliding"])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from sparring.rewards.format import check_format
 from sparring.types import AnswerKind, Problem
 
 # One case per line: kind, truth, choices; the content of the box (answer) or the whole response (text), written
-# `repeat` times; the expected verdict and reason; and where it must be decided: here (this process) or child.
+# `repeat` times; the expected verdict and reason; and where it must be decided: here (this process) or child. What was
+# written to mislead or to exhaust a grader says how in `hostile`.
 _GOLDEN = [
     json.loads(line) for line in Path(__file__).with_name("golden_answers.jsonl").read_text("utf-8").splitlines()
 ]
@@ -49,7 +51,9 @@ def test_golden(grader, case):
 
 
 def test_golden_file_is_broad():
-    assert len(_GOLDEN) > 250
+    assert len(_GOLDEN) > 340
+    hostile = Counter(case["hostile"] for case in _GOLDEN if "hostile" in case)
+    assert hostile.keys() == {"prompt", "unicode", "nested", "latex", "number", "hedge"} and min(hostile.values()) >= 8
     seen = {(case["kind"], case["reason"]) for case in _GOLDEN}
     assert {
         (kind, reason) for kind in ("number", "text", "choice", "yes_no") for reason in ("correct", "wrong")
@@ -139,6 +143,7 @@ def test_length_bound_is_sharp():
 def test_very_long_responses_are_read_in_linear_time():
     for text in (
         "\\boxed{" * 200_000,
+        "\\boxed{" * 100_000 + "5" + "}" * 100_000,
         "<think></think>" * 100_000,
         "\\boxed{5}" + " " * 10**6,
         "{" * 10**6 + "\\boxed{5}",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -146,6 +147,31 @@ def test_every_draw_has_its_own_seed() -> None:
         return make.seeds
 
     assert len(set(seeds(0) + seeds(1))) == 10 and seeds(0) == seeds(0)
+
+
+@given(
+    answers=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=6), min_size=30, max_size=30),
+    is_cut=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_it_keeps_what_dapo_keeps_in_verl(answers: list[list[float]], is_cut: list[bool]) -> None:
+    """verl's DAPO recipe takes the groups whose accuracies have a standard deviation above 0, in the order in which
+    they were drawn, and cuts the batch at the number of prompts. It also keeps groups of one response, for the sake of
+    other advantages; here such a group has no credit, so it is dropped. Groups of which all responses were cut are all
+    wrong, like any other of equal rewards."""
+    stream, order = numbered_stream(30)
+
+    def make(problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
+        return [
+            graded(p, [0.0] * len(answers[n]), truncated=[True] * len(answers[n]))
+            if is_cut[n]
+            else graded(p, answers[n])
+            for p, n in ((problem, int(problem.id)) for problem in problems)
+        ]
+
+    kept, _ = collect(stream, make, BatchConfig(5, dynamic_sampling=True, max_draws=6), seed=0)
+    drawn = order[: stream.position]
+    assert numbers_of(kept) == [n for n in drawn if not is_cut[n] and np.std(answers[n]) > 0][:5]
+    assert len(kept) == 5 or len(drawn) >= 10, "it gave up only after several draws"
 
 
 def test_running_out_of_draws_may_leave_nothing() -> None:
