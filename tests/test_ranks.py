@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparring.models.policy import Policy
+
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TIMINGS = {"seconds"}
 NOT_COMPARED = re.compile(r"vision.*k_proj\.bias$|vision_tower\.post_layernorm")
@@ -54,7 +56,7 @@ def assert_alike(first: Path, second: Path, *, tolerance: float) -> None:
 
 
 def moved(out: Path, model: Path) -> float:
-    start = {f"vlm.{name}": weight for name, weight in load_file(model / "model.safetensors").items()}
+    start = {name: weight.detach() for name, weight in Policy.load(model).module.named_parameters()}
     end: dict[str, Tensor] = load_file(out / "end.safetensors")
     return max(float((end[name].float() - weight.float()).abs().max()) for name, weight in start.items() if name in end)
 
