@@ -8,9 +8,9 @@ The bundled model learns on generated scenes for ten steps of three optimizer st
 but small groups, and a rate at which ratios leave the clip range. All of it runs in float64, so that the numbers do not
 depend on the machine. Measured on grpo and saei with one thread and AVX-512 against two threads, against AVX2, and
 against neither with MKL held to SSE4.2 (``ATEN_CPU_CAPABILITY``, ``MKL_ENABLE_INSTRUCTIONS``), ten losses (up to 0.17)
-differ by 7e-13 at most and norms (up to 2.5) by 3e-11. So nine decimals of a loss stay the same on another processor and
-after a change that keeps the mathematics. They are compared as differences, because rounded numbers may part at the edge
-between two.
+differ by 7e-13 at most and norms (up to 2.5) by 3e-11. So nine decimals of a loss stay the same on another processor,
+and after a change that keeps the mathematics. They are compared as differences, because rounded numbers may part at the
+edge between two.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sparring.update import OptimConfig, Player
 RECORD = Path(__file__).parent / "methods" / "recorded_losses.json"
 NUM_STEPS = 10
 TOLERANCES = {"loss": 1e-9, "grad_norm": 1e-8}
-"""What is recorded of a step, and by how much it may differ: about a thousand times what machines do."""
+"""What is recorded of a step, and by how much it may differ: hundreds of times what machines do."""
 
 Record = dict[str, list[float]]
 
