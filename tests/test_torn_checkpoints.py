@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from sparring import checkpoint
-from sparring.checkpoint import load_latest
+from sparring.checkpoint import CheckpointError, load_latest
 from sparring.cli import main
+from sparring.configs import read_config
 from sparring.recipes import run as recipe
 from toy_grader import ParityGrader
 
@@ -115,6 +116,14 @@ def test_if_no_checkpoint_is_whole_it_says_so_and_touches_nothing(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sparring train:")]
     assert "is whole: step-000003, step-000002" in line and "put back a copy of one" in line
     assert (contents(stopped / "checkpoints"), (stopped / "metrics.jsonl").read_bytes()) == (checkpoints, log)
+
+
+def test_damaged_weights_of_the_best_step_are_not_tested(stopped: Path) -> None:
+    flip_a_bit(stopped / "checkpoints" / "step-000002" / "policy" / "model.safetensors")
+    with recipe.prepare(read_config(recipe.RunConfig, stopped / "config.json"), stopped) as run:
+        run.trainer.best_step = 2
+        with pytest.raises(CheckpointError, match=r"step-000002 is damaged: policy/model\.safetensors"):
+            run.load_best()
 
 
 def test_after_a_full_disk_the_run_goes_on_from_the_checkpoint_before(

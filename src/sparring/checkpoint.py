@@ -123,13 +123,21 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Verify and read one checkpoint folder; CheckpointError says what is wrong with it."""
     path = Path(path)
+    verify_checkpoint(path)
     try:
-        _verify(path)
         tensors = load_file(path / _TENSORS)
         state = _decode(json.loads((path / _STATE).read_text(encoding="utf-8")), tensors)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
     return Checkpoint(step=_step_of(path), path=path, state=state)
+
+
+def verify_checkpoint(path: Path) -> None:
+    """CheckpointError, naming the file, if one in a checkpoint folder is not as it was written."""
+    try:
+        _verify(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
 
 
 def step_folder(folder: str | Path, step: int) -> Path:

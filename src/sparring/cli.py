@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Progress bars of libraries would fight with ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # All ranks meet the same warnings; one says them.
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(levelname)s: %(message)s")
     try:
         return commands[name](rest)
     except KeyboardInterrupt:

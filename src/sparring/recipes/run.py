@@ -13,7 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sparring import distributed
-from sparring.checkpoint import step_folder
+from sparring.checkpoint import step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
@@ -191,7 +191,12 @@ class Run:
         return step_folder(self.folder / CHECKPOINTS, self.trainer.best_step) / "policy"
 
     def load_best(self) -> int:
-        """Put the weights of the best validated step into the policy; returns that step, 0 for the initial weights."""
+        """Put the weights of the best validated step into the policy; returns that step, 0 for the initial weights.
+
+        Raises CheckpointError if its checkpoint is not as it was written.
+        """
+        if self.trainer.best_step:
+            verify_checkpoint(step_folder(self.folder / CHECKPOINTS, self.trainer.best_step))
         best = Policy.load(self.model_folder)
         distributed.load_full_weights(self.policy.module, best.module.state_dict())
         return self.trainer.best_step

@@ -1,0 +1,31 @@
+"""Benchmarks run: every contestant once, for a step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+CONTESTANTS = {
+    "grpo_step.py": (["--contestant", "ours"], ["--contestant", "trl", "--rows", "64"]),
+    "saei_step.py": (["--contestant", "grpo"], ["--contestant", "saei"]),
+    "growth.py": tuple(["--contestant", layout, "--case", "responses 4"] for layout in ("shared", "halves", "plain")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments"), [(script, arguments) for script, found in CONTESTANTS.items() for arguments in found]
+)
+def test_a_contestant_reports_its_figures(script: str, arguments: list[str]) -> None:
+    if "trl" in arguments:
+        pytest.importorskip("trl")
+    command = [sys.executable, str(FOLDER / script), *arguments, "--steps", "1", "--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1].removeprefix("measured: "))
+    assert figures["seconds"] > 0 and figures["peak_mb"] > 100
