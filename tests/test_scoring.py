@@ -176,6 +176,23 @@ def test_every_token_and_rollout_is_in_one_micro_batch_within_the_budget(
     assert sorted(rollouts) == list(range(layout.num_rollouts))
 
 
+def test_one_long_prompt_does_not_pad_many_short_ones(tiny_policy: Policy) -> None:
+    long = tiny_group(0, (3, 3), question="Why? " * 60, processor=tiny_policy.processor)
+    short = [tiny_group(seed, (3,), sizes=(), processor=tiny_policy.processor) for seed in range(1, 12)]
+    budget = 1000
+    found = list(micro_batches(tiny_policy, [long, *short], view="clean", token_budget=budget))
+    assert sum(micro.layout.num_rollouts for micro in found) == 13
+    longest = [int(micro.packed.position_ids.max()) + 1 for micro in found]
+    assert max(longest) > 300 and len(found) > 1
+    if tiny_policy.row_layout == "packed":
+        for micro in found:
+            prompts = micro.packed.attention.num_prompts
+            responses = sum(
+                bucket.mask_nrs.shape[0] * bucket.mask_nrs.shape[1] for bucket in micro.packed.attention.buckets
+            )
+            assert len(micro.packed.attention.token_M) - responses <= budget or prompts == 1
+
+
 def weighted_objective(groups: Sequence[Group]) -> Callable[[Score, MicroBatch], Tensor]:
     weights_T = token_weights(groups)
     return lambda scores, micro: weigh(scores, weights_T[micro.token_index])

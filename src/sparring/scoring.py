@@ -62,7 +62,7 @@ def micro_batches(
         policy: whose prompts and device apply.
         groups: with rollouts.
         view: name of the view under which every rollout is shown; None shows each the view it was sampled from.
-        token_budget: most tokens of a micro-batch, prompts and responses together, > 0; in plain rows padding, too. A
+        token_budget: most tokens of a micro-batch, prompts and responses together, > 0, and in plain rows padding. A
             rollout that alone exceeds it gets a micro-batch of its own.
 
     Raises:
@@ -223,15 +223,16 @@ def _rounds(
 
 
 def _batches(jobs: Sequence[_Job], token_budget: int, row_layout: RowLayout) -> Iterator[list[_Job]]:
-    """Consecutive rows whose tokens stay within the budget; plain rows are padded to the longest of them."""
+    """Consecutive rows whose tokens stay within the budget, and so does what is padded to the longest of them: whole
+    rows if they are plain, else prompts."""
     batch: list[_Job] = []
     longest = num_tokens = 0
     for job in jobs:
-        longest, num_tokens = max(longest, job.row.num_tokens), num_tokens + job.row.num_tokens
-        size = longest * (len(batch) + 1) if row_layout == "plain" else num_tokens
-        if batch and size > token_budget:
+        padded = job.row.num_tokens if row_layout == "plain" else job.row.prompt.input_ids.numel()
+        longest, num_tokens = max(longest, padded), num_tokens + job.row.num_tokens
+        if batch and max(num_tokens, longest * (len(batch) + 1)) > token_budget:
             yield batch
-            batch, longest, num_tokens = [], job.row.num_tokens, job.row.num_tokens
+            batch, longest, num_tokens = [], padded, job.row.num_tokens
         batch.append(job)
     if batch:
         yield batch

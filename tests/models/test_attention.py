@@ -170,9 +170,6 @@ def test_two_parts_equal_one_dense_mask(
         torch.randn(1, number, tokens, 8, generator=generator, dtype=torch.float64).requires_grad_()
         for number in (heads[0], heads[1], heads[1], heads[0])
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "MATMUL_SCORES", matmul_scores)
-        found, _ = shared_prefix_attention(nn.Module(), query, key, value, None, scaling=0.3, shared_prefix=layout)
     repeat = heads[0] // heads[1]
     expected = F.scaled_dot_product_attention(
         query,
@@ -181,12 +178,14 @@ def test_two_parts_equal_one_dense_mask(
         attn_mask=dense_mask(prompts, responses),
         scale=0.3,
     ).transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     weight = weight.detach().transpose(1, 2)
-    gradients = torch.autograd.grad((found * weight).sum(), (query, key, value))
-    for ours, theirs in zip(
-        gradients, torch.autograd.grad((expected * weight).sum(), (query, key, value)), strict=True
-    ):
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "MATMUL_SCORES", matmul_scores)
+        found, _ = shared_prefix_attention(nn.Module(), query, key, value, None, scaling=0.3, shared_prefix=layout)
+        gradients = torch.autograd.grad((found * weight).sum(), (query, key, value))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
@@ -202,7 +201,17 @@ def test_a_query_that_sees_nothing_gives_something_finite(matmul_scores: int, mo
     torch.testing.assert_close(found[:, 1:], attend(query, key, value, scaling=1.0, is_causal=True)[:, 1:])
 
 
-def test_a_padded_form_is_never_much_larger_than_its_tokens() -> None:
+@pytest.mark.parametrize("name", ["softcap", "s_aux"])
+def test_what_is_not_computed_is_refused(name: str) -> None:
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match=f"attention with {name} is not supported"):
+        shared_prefix_attention(nn.Module(), x, x, x, None, scaling=1.0, **{name: 30.0})
+    with pytest.raises(ValueError, match="take plain rows"):
+        layout = shared_prefix([1], [[1]])
+        shared_prefix_attention(nn.Module(), x, x, x, None, scaling=1.0, shared_prefix=layout, sliding_window=2)
+
+
+def test_padded_responses_are_at_most_twice_their_tokens() -> None:
     """Responses shorter than half the longest go into another bucket: 40 with 20 and 21, 19 with 10, 9."""
     layout = shared_prefix([5], [[40, 9, 19, 20, 10, 21]])
     assert [tuple(bucket.mask_nrs.shape) for bucket in layout.buckets] == [(3, 40, 45), (2, 19, 24), (1, 9, 14)]

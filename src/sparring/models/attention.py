@@ -4,18 +4,18 @@ Two implementations for transformers' attention interface:
 
 ``sparring_shared_prefix`` serves language models. A packed batch (`packing`) is one flat row of L tokens without
 padding, which all linear layers run on. Here its prompts attend to themselves, and its responses to their prompt and
-themselves: two parts, so that no pair of tokens is computed that does not see each other. Decoding has the same two
-parts: the prompt's keys and values are there once for all siblings (`cache`). Everything else, such as prefill, is
-plain attention.
+themselves: two parts, so that no response meets another. What is computed in vain is padding and, in some kernels, the
+half of a square that causality hides. Decoding has the same two parts: the prompt's keys and values are there once for
+all siblings (`cache`). Everything else, such as prefill, is plain attention.
 
 ``sparring_batched_flash`` serves vision towers of the Qwen families, which attend picture by picture in a Python loop
 unless flash attention is asked for. It takes flash attention's variable-length arguments and runs equally long
 segments, which is the rule in a batch of views, as one batch.
 
 Letters: ``B`` prompts, ``P`` tokens of the longest, ``L`` tokens of the batch, ``M`` slots of its padded form, ``n``
-responses of a bucket, ``r`` tokens of its longest, ``H`` heads, ``K`` key-value heads, ``q`` heads to a key-value head,
-``E`` head width, ``s`` keys; in decoding ``S`` tokens of a prompt, ``R`` responses, ``g`` slots of a prompt, ``t``
-tokens so far.
+responses of a bucket (or rows of any batch), ``r`` tokens of its longest, ``H`` heads, ``K`` key-value heads, ``q``
+heads to a key-value head, ``E`` head width, ``s`` keys, ``X`` patches; in decoding ``S`` tokens of a prompt, ``R``
+responses, ``g`` slots of a prompt, ``t`` tokens so far.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -140,9 +141,11 @@ def shared_prefix_attention(
     Returns:
         (rows, tokens, H, E) and None.
 
-    Raises ValueError if a packed batch meets a sliding window: its rows should have been plain.
+    Raises ValueError if a packed batch meets a sliding window (its rows should have been plain), or if the model asks
+    for scores that are capped or have a sink, which nothing here computes.
     """
-    del kwargs
+    if unknown := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
+        raise ValueError(f"attention with {', '.join(unknown)} is not supported: use another model")
     if shared_prefix is not None:
         if sliding_window is not None:
             raise ValueError("a sliding window counts tokens, which a packed row has out of order: take plain rows")
@@ -175,17 +178,36 @@ def _attend_packed(
     (q_BHPE, *queries), (k_BKPE, *keys), (v_BKPE, *values) = blocks(q_LHE), blocks(k_LKE), blocks(v_LKE)
     outputs = [attend(q_BHPE, k_BKPE, v_BKPE, scaling=scaling, dropout=dropout, is_causal=True)]
     for bucket, q_nHrE, k_nKrE, v_nKrE in zip(layout.buckets, queries, keys, values, strict=True):
-        outputs.append(
-            attend(
-                q_nHrE,
-                torch.cat([k_BKPE.index_select(0, bucket.prompt_n), k_nKrE], 2),
-                torch.cat([v_BKPE.index_select(0, bucket.prompt_n), v_nKrE], 2),
-                scaling=scaling,
-                dropout=dropout,
-                mask_nrs=bucket.mask_nrs,
-            )
-        )
+        tensors = (q_nHrE, k_nKrE, v_nKrE, k_BKPE, v_BKPE)
+        if torch.is_grad_enabled() and not _takes_matmul(q_nHrE, bucket.mask_nrs.shape[2]):
+            # The copies of prompts in there live for one layer only, and are made again for its gradient.
+            out = checkpoint(_attend_bucket, *tensors, bucket, use_reentrant=False, scaling=scaling, dropout=dropout)
+        else:
+            out = _attend_bucket(*tensors, bucket, scaling=scaling, dropout=dropout)
+        outputs.append(out)
     return _Gather.apply(torch.cat([out.flatten(0, 1) for out in outputs]), layout)
+
+
+def _attend_bucket(
+    q_nHrE: Tensor,
+    k_nKrE: Tensor,
+    v_nKrE: Tensor,
+    k_BKPE: Tensor,
+    v_BKPE: Tensor,
+    bucket: Bucket,
+    *,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """(n, r, H, E)."""
+    return attend(
+        q_nHrE,
+        torch.cat([k_BKPE.index_select(0, bucket.prompt_n), k_nKrE], 2),
+        torch.cat([v_BKPE.index_select(0, bucket.prompt_n), v_nKrE], 2),
+        scaling=scaling,
+        dropout=dropout,
+        mask_nrs=bucket.mask_nrs,
+    )
 
 
 def _attend_siblings(
@@ -229,7 +251,8 @@ def _attend_siblings(
             prompt_keys.flatten(0, 1).mT,
         )
         scores = torch.cat([by_row(to_prompt), q_RKqE @ own_keys.mT], -1)
-        # Weights are rounded as in `attend`, and the sum of both parts once, so that sampler and scores agree.
+        # Weights are rounded as in `attend`'s matrix products, and the sum of both parts once, so that sampler and
+        # scores agree.
         weights = scores.softmax(-1).to(v_RKtE.dtype).to(scores.dtype)
         from_prompt = by_row(torch.bmm(by_prompt(weights[..., :num_prompt]), _scorable(v_BKSE).flatten(0, 1)))
         out = from_prompt + weights[..., num_prompt:] @ _scorable(v_RKtE)
@@ -248,14 +271,14 @@ def batched_vision_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention within segments of one packed row of S patches.
+    """Attention within segments of one packed row of X patches.
 
     Args:
-        query, key, value: (1, H, S, E), all pictures end to end.
+        query, key, value: (1, H, X, E), all pictures end to end.
         cu_seq_lens_q: int (segments + 1,), bounds of the segments.
 
     Returns:
-        (1, S, H, E) and None.
+        (1, X, H, E) and None.
     """
     del module, attention_mask, kwargs
     lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
@@ -294,7 +317,7 @@ def attend(
     """
     (n, heads, r, width), (kv_heads, s) = query.shape, key.shape[1:3]
     groups = heads // kv_heads
-    if query.device.type == "cpu" and r * s <= MATMUL_SCORES:
+    if _takes_matmul(query, s):
         if is_causal:
             mask_nrs = torch.ones(r, s, dtype=torch.bool).tril().expand(n, r, s)
         with _score_precision(query):
@@ -312,7 +335,7 @@ def attend(
         return out.view(n, heads, r, -1).transpose(1, 2)
     if groups > 1 and mask_nrs is not None:
         # Kernels with a mask know no grouped heads.
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
     out = F.scaled_dot_product_attention(
         query,
         key,
@@ -324,6 +347,10 @@ def attend(
         enable_gqa=mask_nrs is None,
     )
     return out.transpose(1, 2)
+
+
+def _takes_matmul(query: Tensor, num_keys: int) -> bool:
+    return query.device.type == "cpu" and query.shape[2] * num_keys <= MATMUL_SCORES
 
 
 def _score_precision(x: Tensor) -> torch.autocast:

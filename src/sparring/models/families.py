@@ -45,6 +45,10 @@ FAMILIES: dict[str, Supported] = {
 }
 """By the ``model_type`` in a checkpoint's ``config.json``."""
 
+TEXT_MODELS = frozenset({"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "llama", "qwen2"})
+"""Language models, by the ``model_type`` of their configuration, that leave attention and masks to `attention`: what
+would ignore it would let rows see each other."""
+
 ROW_LAYOUTS: dict[str, RowLayout] = {"full_attention": "packed", "sliding_attention": "plain"}
 """By the kind of attention of a language model's layers, as its ``layer_types`` name it; one plain layer makes all rows
 plain. A window counts tokens, and in a packed row other responses stand between a token and its prompt."""
@@ -120,6 +124,11 @@ def _attention_kinds(config: PreTrainedConfig) -> set[str]:
 
 
 def _require_independent_rows(config: PreTrainedConfig, folder: Path) -> None:
+    text_type = config.get_text_config().model_type
+    if text_type not in TEXT_MODELS:
+        raise UserError(
+            f"{folder} has a language model of type {text_type!r}: supported are {', '.join(sorted(TEXT_MODELS))}"
+        )
     unknown = sorted(_attention_kinds(config) - ROW_LAYOUTS.keys())
     if unknown:
         raise UserError(

@@ -77,9 +77,9 @@ def row_length(num_prompt_tokens: int, response_lengths: Sequence[int]) -> int:
 def split_responses(num_prompt_tokens: int, response_lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Cuts the responses to one prompt into rows, given as lists of response indices in order.
 
-    Attention computes no pair of tokens that does not see each other, so one row for all responses costs least: every
-    further row only repeats the prompt. Rows are therefore filled in order up to ``token_budget`` tokens. A response
-    too long for the budget is a row alone.
+    Responses do not meet in attention, so one row for all of them costs least: every further row only repeats the
+    prompt. Rows are therefore filled in order up to ``token_budget`` tokens. A response too long for the budget is a
+    row alone.
     """
     rows: list[list[int]] = [[]]
     for index, length in enumerate(response_lengths):

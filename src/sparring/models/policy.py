@@ -41,7 +41,7 @@ _NO_MASK = torch.empty(1, 1, 1, 1, dtype=torch.bool)
 """transformers hands masks of four dimensions through as they are; without one it would make its own, which packed
 batches and siblings have no use for."""
 
-CACHED_PROMPTS = 4096
+CACHED_PROMPTS = 512
 """Encoded prompts that a policy remembers: a step asks for each of its prompts many times."""
 
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from sparring.data.scenes.questions import TAUGHT, ask
 from sparring.data.scenes.reasoning import perceive, respond
 from sparring.data.scenes.world import SIZE, draw_scene
-from sparring.models.attention import BATCHED_FLASH
 from sparring.models.preprocess import PatchSettings
+from sparring.models.qwen_vl import QwenVL
 
 PATCH, MERGE = 8, 2
 SETTINGS = PatchSettings(PATCH, MERGE, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -119,7 +119,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
         tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
-    model.model.visual.config._attn_implementation = BATCHED_FLASH
+    QwenVL.prepare(model)
     return model
 
 
