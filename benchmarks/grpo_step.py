@@ -3,9 +3,9 @@
     python benchmarks/grpo_step.py [--precision fp32] [--rounds 5]        (needs the extra `oracles`)
 
 Both start from the bundled weights and see the same 16 problems of the training scenes in every step, sample at
-temperature 1 up to 64 tokens, pay 1 for a right answer in the box and make one AdamW step at the same rate. TRL runs
-with each of several batch splits first and then with the fastest; it takes no old log-probs in this setting and its
-head runs on response tokens only, so nothing is left on the table but its layout.
+temperature 1 up to 64 tokens, pay for a right answer in the box and make one AdamW step at the same rate. TRL runs with
+each of several batch splits first and then with the fastest, without gradient checkpointing; in this setting it scores
+no old log-probs and its head runs on response tokens only, as here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ MARK = "measured: "
 
 
 def measured(values: Mapping[str, Any]) -> None:
-    """Called at the end of a contestant's process: print its figures, with the most memory it ever held."""
+    """Called at the end of a contestant's process: print its figures, with the most memory it ever held, its imports
+    included and its children not."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     peak_mb = peak / 1e6 if sys.platform == "darwin" else peak / 1e3
     print(MARK + json.dumps({**values, "peak_mb": round(peak_mb)}), flush=True)

@@ -22,8 +22,6 @@ PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference l
 
 
 def contestant(name: str, precision: str, steps: int) -> None:
-    from dataclasses import replace
-
     from sparring.data.scenes import SceneProblems
     from sparring.data.stream import ProblemStream
     from sparring.methods import METHODS, grpo, saei
@@ -53,7 +51,7 @@ def contestant(name: str, precision: str, steps: int) -> None:
                 setattr(module, function, clocked(getattr(module, function), phase))
     with Grader(config.reward) as grader:
         method = METHODS[type(config.method)](
-            config.method, Player("policy", policy, replace(config.optim)), policy.clone_frozen(), grader,
+            config.method, Player("policy", policy, config.optim), policy.clone_frozen(), grader,
             config.sampling, seed=0, max_rows=256,
         )  # fmt: skip
         stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), 0)
@@ -68,20 +66,21 @@ def contestant(name: str, precision: str, steps: int) -> None:
     measured({key: round(statistics.median(row[key] for row in rows[2:]), 4) for key in names})
 
 
-def at_lengths(prompt: int, response: int, group: int, rollout_share: float) -> float:
+def at_lengths(prompt: int, response: int, group: int, rollout_share: float, rollout_factor: float) -> float:
     """SaEI's step over GRPO's by operations, in forward passes of one token: a model, not a measurement.
 
-    A backward pass costs two forward passes, to pixels alone one. Half the responses are decoded after the others,
-    which costs nothing more where decoding is bound by operations or shares its batch with other work.
+    A backward pass costs two forward passes, to pixels alone one.
 
     Args:
         rollout_share: of GRPO's step that is rollout.
+        rollout_factor: what SaEI's rollout costs, half of it after the other, in units of GRPO's: 1 where decoding is
+            bound by operations or shares its batch with other work, 2 where a step costs the same whatever its rows.
     """
     whole, half = prompt + group * response, prompt + group * response / 2
     grpo = whole * (1 + 1 + 3)
     saei = half * (1 + 1) + half + whole * (1 + 3)
     rollout = grpo * rollout_share / (1 - rollout_share)
-    return (rollout + saei) / (rollout + grpo)
+    return (rollout_factor * rollout + saei) / (rollout + grpo)
 
 
 def main() -> None:
@@ -105,8 +104,8 @@ def main() -> None:
     print(f"| peak memory (MB) | {' | '.join(columns)} |")
     print(f"\nSaEI / GRPO: {spread(ratios(found, 'saei', 'grpo', 'seconds'))}")
     for prompt, response in ((60, 23), (400, 256), (1100, 512), (1100, 2048)):
-        share = at_lengths(prompt, response, 8, 0.5)
-        print(f"  by operations, prompt {prompt}, responses of {response}, half the step rollout: {share:.2f}")
+        low, high = (at_lengths(prompt, response, 8, 0.5, factor) for factor in (1, 2))
+        print(f"  by operations, half rollout, prompt {prompt}, responses of {response}: {low:.2f} to {high:.2f}")
 
 
 if __name__ == "__main__":
