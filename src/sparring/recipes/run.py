@@ -13,7 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sparring import distributed
-from sparring.checkpoint import step_folder, verify_checkpoint
+from sparring.checkpoint import CheckpointError, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
@@ -196,7 +196,13 @@ class Run:
         Raises CheckpointError if its checkpoint is not as it was written.
         """
         if self.trainer.best_step:
-            verify_checkpoint(step_folder(self.folder / CHECKPOINTS, self.trainer.best_step))
+            best_folder = step_folder(self.folder / CHECKPOINTS, self.trainer.best_step)
+            try:
+                verify_checkpoint(best_folder)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error}; it is the best step: put back a copy of it, or test another with sparring eval"
+                ) from error
         best = Policy.load(self.model_folder)
         distributed.load_full_weights(self.policy.module, best.module.state_dict())
         return self.trainer.best_step
