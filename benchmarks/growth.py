@@ -25,8 +25,8 @@ CASES = {
     "responses 32": {"group": 32},
     "prompt + 100 tokens": {"words": 100},
     "prompt + 300 tokens": {"words": 300},
+    "picture 144 px": {"picture": 144},
     "picture 192 px": {"picture": 192},
-    "picture 288 px": {"picture": 288},
     "responses of 96": {"response": 96},
 }
 LAYOUTS = ("shared", "halves", "plain")
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="measured passes per process; the median counts")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -97,7 +98,7 @@ def main() -> None:
         return
     base = ["--precision", options.precision, "--steps", str(options.steps)]
     lines = []
-    for case in CASES:
+    for case in options.cases:
         found = race(
             __file__,
             {layout: [*base, "--contestant", layout, "--case", case] for layout in LAYOUTS},
