@@ -115,7 +115,7 @@ def test_from_the_command_to_the_table_and_on_with_one_process(tmp_path: Path, p
     folder = tmp_path / "run"
     done = run(preset, "--steps", "2", "--out", folder, *SMALL)
     assert done.returncode == 0, done.stderr
-    for once in ("Accuracy (%) on 3 held-out problems", "step 2/2", f"run: {folder}", "after = step"):
+    for once in ("Accuracy (%) on 3 held-out problems", "step 2/2", f"run:   {folder}", "after = step"):
         assert done.stdout.count(once) == 1, done.stdout
     assert "Traceback" not in done.stderr
     for label in ("before", "after"):
