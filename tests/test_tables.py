@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from sparring.report.tables import before_after_table
+from sparring.report.tables import before_after_table, summary_table, sweep_table
 
 THREATS = ("clean", "noisy", "attacked", "blank")
 
@@ -28,3 +28,21 @@ def test_before_and_after_fit_into_80_columns() -> None:
     assert row.split()[0] == "attacked"
     assert "50.4 (40.4-60.4)" in row and "-10.4 (-20.4 to +10.4)" in row and "64 → 64" in row
     assert "…" in shown(70), "the check above would see a cut"
+
+
+def test_one_model_fits_into_80_columns() -> None:
+    metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "length": 100.0, "well_formed": 1.0}
+    families = {f"accuracy/{family}": 1.0 for family in ("attribute", "counting", "relation")}
+    console = Console(width=80, file=io.StringIO())
+    console.print(summary_table(dict.fromkeys(THREATS, metrics | families), "Accuracy (%)"))
+    shown = console.file.getvalue()
+    assert "…" not in shown and "50.0 (40.0-60.0)" in shown and "well-formed" in shown
+
+
+def test_a_sweep_fits_into_80_columns() -> None:
+    names = ("entropy", "entropy_middle", "accuracy", "outside", "ratio<=0.1", "ratio<=inf")
+    rows = [(name, 16 / 255, dict.fromkeys(names, 1.0)) for name in ("all", "lowest", "middle", "highest", "random")]
+    console = Console(width=80, file=io.StringIO())
+    console.print(sweep_table(rows))
+    shown = console.file.getvalue()
+    assert "…" not in shown and "16/255" in shown and "100.0" in shown

@@ -161,7 +161,8 @@ def _eval(arguments: list[str]) -> int:
     total = config.evaluation.num_problems * len(config.evaluation.threats)
     with TestingProgress(console, "testing", total) as progress:
         outcomes = run_test(config, progress.advance)
-    title = f"{config.model.path} on {config.evaluation.num_problems} problems of {config.split}, greedy"
+    title = f"Accuracy (%) on {config.evaluation.num_problems} problems of {config.split}, greedy, with 95 % intervals"
+    console.print(f"model: {config.model.path}", soft_wrap=True)
     console.print(summary_table(summary(outcomes), title))
     if config.out is not None:
         console.print(f"outcomes: {config.out}")

@@ -13,8 +13,8 @@ Summary = Mapping[str, Mapping[str, float]]
 
 
 def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
-    """``56.3 % (50.6-61.8)``: a share with its 95 % interval if it has one."""
-    text = f"{100 * metrics[name]:.1f} %"
+    """``56.3 (50.6-61.8)``: a share in percent with its 95 % interval if it has one."""
+    text = f"{100 * metrics[name]:.1f}"
     if f"{name}_low" in metrics:
         text += f" ({100 * metrics[f'{name}_low']:.1f}-{100 * metrics[f'{name}_high']:.1f})"
     return text
@@ -37,15 +37,13 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tu
         colour = "green" if low > 0 else "red" if high < 0 else "dim"
         change = f"[{colour}]{value:+.1f} ({low:+.1f} to {high:+.1f})[/]"
         lengths = f"{before[threat]['length']:.0f} → {metrics['length']:.0f}"
-        # Without the percent signs it fits into 80 columns.
-        accuracies = (percent(of).replace(" %", "") for of in (before[threat], metrics))
-        table.add_row(threat, *accuracies, change, lengths)
+        table.add_row(threat, percent(before[threat]), percent(metrics), change, lengths)
     return table
 
 
 def summary_table(summary: Summary, title: str) -> Table:
-    """One model: accuracy under each threat, each family apart."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    """One model: accuracy (%) under each threat, each family apart."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     families = [name.removeprefix("accuracy/") for name in next(iter(summary.values())) if name.startswith("accuracy/")]
     for name in ("pictures", "accuracy", *families, "well-formed", "tokens"):
         table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
@@ -63,9 +61,11 @@ def summary_table(summary: Summary, title: str) -> Table:
 def sweep_table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Table:
     """Attacks: (name, step size, metrics). Entropies are in nats; "outside" is the clip range of the ratio."""
     table = Table(
-        title="Entropy attacks, measured on responses sampled on the attacked pictures",
+        title="Entropy attacks, measured on responses sampled on the attacked pictures; shares in %",
         title_justify="left",
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for name in ("raised", "step", "entropy", "middle", "accuracy", "outside", "<= 0.1", "> 10"):
         table.add_column(name, justify="left" if name == "raised" else "right", no_wrap=True)
