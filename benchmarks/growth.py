@@ -15,7 +15,7 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from harness import machine, measured, race, ratios, spread, timed
+from harness import machine, measured, parser_of, race, ratios, spread, timed
 
 PROMPTS, GROUP, RESPONSE, PICTURE, WORDS = 8, 8, 24, 96, 0
 CASES = {
@@ -85,12 +85,8 @@ def operations(prompt: int, response: int, per_row: int, group: int, width: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="measured passes per process; the median counts")
+    parser = parser_of(__doc__, rounds=3, steps=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:

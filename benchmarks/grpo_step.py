@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness import machine, measured, race, ratios, spread, timed
+from harness import machine, measured, parser_of, race, ratios, spread, timed
 
 PROMPTS, GROUP, NEW_TOKENS, RATE = 16, 8, 64, 3e-5
 WARMUP = 2
@@ -132,11 +132,7 @@ def report(seconds: list[float], lengths: list[float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps per process; the median counts")
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser = parser_of(__doc__, rounds=5, steps=5)
     parser.add_argument("--rows", type=int, default=PROMPTS * GROUP, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -6,6 +6,7 @@ round, so that whatever slows the machine down meets all of them; what counts is
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import resource
@@ -26,6 +27,16 @@ def measured(values: Mapping[str, Any]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     peak_mb = peak / 1e6 if sys.platform == "darwin" else peak / 1e3
     print(MARK + json.dumps({**values, "peak_mb": round(peak_mb)}), flush=True)
+
+
+def parser_of(description: str | None, *, rounds: int, steps: int) -> argparse.ArgumentParser:
+    """The options that benchmarks share; ``contestant`` is the one that a process is started for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--steps", type=int, default=steps, help="measured steps per process; the median counts")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    return parser
 
 
 def timed(step: Callable[[], object], *, num_warmup: int, num_steps: int) -> list[float]:

@@ -8,14 +8,13 @@ pictures. Below the measured ratio stands what a count of operations gives at th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from harness import machine, measured, race, ratios, spread
+from harness import machine, measured, parser_of, race, ratios, spread
 
 PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference log-probs", "optimise": "update"}
 """Functions that a method's file calls -> what they are."""
@@ -84,11 +83,7 @@ def at_lengths(prompt: int, response: int, group: int, rollout_share: float, rol
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps per process; the median counts")
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser = parser_of(__doc__, rounds=5, steps=5)
     options = parser.parse_args()
     if options.contestant:
         contestant(options.contestant, options.precision, options.steps)

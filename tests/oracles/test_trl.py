@@ -443,21 +443,27 @@ RESPONSE_LENGTHS = ((6, 3, 1, 5), (8, 2, 7, 4))
 RESPONSE_REWARDS = ((1.0, 0.0, 0.1, 1.0), (0.0, 0.9, 0.0, 0.1))
 
 
-def test_log_probs_and_entropies(folder: Path, tmp_path: Path) -> None:
-    """Our packed rows against TRL's left-padded batch, from the picture on."""
-    policy = Policy.load(folder)
+def groups_and_trainer(
+    policy: Policy, folder: Path, output: Path, **settings: Any
+) -> tuple[list[Group], list[dict[str, Any]], Any]:
+    """The same responses and rewards as our groups, and in a trainer of TRL's with its rows of data."""
     responses = responses_of(policy, RESPONSE_LENGTHS)
     groups, rows = picture_groups(responses, RESPONSE_REWARDS)
     trainer = trainer_of(
         folder,
-        tmp_path,
+        output,
         rows=rows,
         responses=list(chain.from_iterable(responses)),
         rewards=list(chain.from_iterable(RESPONSE_REWARDS)),
-        per_device_train_batch_size=8,
-        num_generations=4,
-        temperature=TEMPERATURE,
+        **({"per_device_train_batch_size": 8, "num_generations": 4, "temperature": TEMPERATURE} | settings),
     )
+    return groups, rows, trainer
+
+
+def test_log_probs_and_entropies(folder: Path, tmp_path: Path) -> None:
+    """Our packed rows against TRL's left-padded batch, from the picture on."""
+    policy = Policy.load(folder)
+    groups, rows, trainer = groups_and_trainer(policy, folder, tmp_path)
     batch = trainer._generate_and_score_completions(repeated(rows, 4))
     pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")}
     prompt = policy.encode(groups[0].problem, groups[0].views["clean"])
@@ -573,18 +579,8 @@ def test_a_step_moves_the_weights_alike(
     settings, loss = STEPS[name]
     policy = Policy.load(folder)
     reference = policy.clone_frozen()
-    responses = responses_of(policy, RESPONSE_LENGTHS)
-    groups, rows = picture_groups(responses, RESPONSE_REWARDS)
-    defaults = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 1, "temperature": TEMPERATURE}
-    defaults |= PLAIN_KL
-    trainer = trainer_of(
-        folder,
-        tmp_path,
-        rows=rows,
-        responses=list(chain.from_iterable(responses)),
-        rewards=list(chain.from_iterable(RESPONSE_REWARDS)),
-        max_completion_length=MAX_NEW_TOKENS,
-        **(defaults | settings),
+    groups, _, trainer = groups_and_trainer(
+        policy, folder, tmp_path, **({"max_steps": 1, "max_completion_length": MAX_NEW_TOKENS} | PLAIN_KL | settings)
     )
     initial = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     # A reference that is not the policy, so that its term has a gradient in the first step, too.

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -37,9 +37,9 @@ SHARED_PREFIX = "sparring_shared_prefix"
 BATCHED_FLASH = "sparring_batched_flash"
 """Registered names. transformers passes segment bounds to implementations whose name contains ``flash``."""
 
-MATMUL_SCORES = 2**15
-"""On a CPU, heads with at most this many scores are faster as matrix products than in SDPA's kernel, whose backward is
-slow for short rows; see docs/performance.md."""
+MATMUL_SCORES = 24_000
+"""On a CPU, heads with at most this many scores are computed as matrix products: the backward pass of SDPA's kernel is
+slow for short rows, above all in bfloat16. From `benchmarks/attention.py`, see docs/performance.md."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _attend_packed(
 
     def blocks(x_L: Tensor) -> list[Tensor]:
         """(n, heads, r, E) of the prompts and of each bucket."""
-        x_M = _Spread.apply(x_L, layout)
+        x_M = _Move.apply(x_L, layout.token_M, layout.slot_L, None)
         parts = x_M.split([n * r for n, r in zip(sizes, lengths, strict=True)])
         return [part.unflatten(0, (n, r)).transpose(1, 2) for part, n, r in zip(parts, sizes, lengths, strict=True)]
 
@@ -185,7 +185,8 @@ def _attend_packed(
         else:
             out = _attend_bucket(*tensors, bucket, scaling=scaling, dropout=dropout)
         outputs.append(out)
-    return _Gather.apply(torch.cat([out.flatten(0, 1) for out in outputs]), layout)
+    out_MHE = torch.cat([out.flatten(0, 1) for out in outputs])
+    return _Move.apply(out_MHE, layout.slot_L, layout.token_M, layout.is_token_M)
 
 
 def _attend_bucket(
@@ -370,31 +371,19 @@ def _bias(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-class _Spread(torch.autograd.Function):
-    """Tokens into slots. A permutation but for padding, so its gradient is the way back and adds nothing up."""
+class _Move(torch.autograd.Function):
+    """Rows of ``x`` in another order. It is a permutation but for padding, so the gradient is the way back and adds
+    nothing up; rows of ``x`` that are padding get none."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_L: Tensor, layout: SharedPrefix) -> Tensor:
-        ctx.layout = layout  # type: ignore[attr-defined]
-        return x_L.index_select(0, layout.token_M)
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, is_real: Tensor | None) -> Tensor:
+        ctx.back, ctx.is_real = back, is_real
+        return x.index_select(0, there)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_M: Tensor) -> tuple[Tensor, None]:
-        return grad_M.index_select(0, ctx.layout.slot_L), None  # type: ignore[attr-defined]
-
-
-class _Gather(torch.autograd.Function):
-    """Slots back into tokens; what padding slots hold is dropped and gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_M: Tensor, layout: SharedPrefix) -> Tensor:
-        ctx.layout = layout  # type: ignore[attr-defined]
-        return x_M.index_select(0, layout.slot_L)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_L: Tensor) -> tuple[Tensor, None]:
-        layout: SharedPrefix = ctx.layout  # type: ignore[attr-defined]
-        return grad_L.index_select(0, layout.token_M).mul_(layout.is_token_M[:, None, None]), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        moved = grad.index_select(0, ctx.back)
+        return moved if ctx.is_real is None else moved.mul_(ctx.is_real[:, None, None]), None, None, None
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

@@ -90,7 +90,6 @@ class Processor:
             if tokenizer.chat_template is None and legacy_template.is_file():
                 tokenizer.chat_template = json.loads(legacy_template.read_text(encoding="utf-8"))["chat_template"]
             image_processor = supported.family.image_processor_class.from_pretrained(folder)
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exceptions
             text = " ".join(str(error).split())
             raise UserError(
@@ -100,6 +99,7 @@ class Processor:
             raise FileNotFoundError(
                 f"{folder} has no chat template: add chat_template.jinja from the original checkpoint"
             )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         extra = folder / "processor_config.json"
         settings = json.loads(extra.read_text(encoding="utf-8")) if extra.is_file() else None
         return cls(tokenizer, supported.family(image_processor, config), settings)
