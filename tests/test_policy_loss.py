@@ -13,7 +13,7 @@ from torch import Tensor
 from sparring import policy_loss as module
 from sparring.policy_loss import PolicyLossConfig, advantages_N, optimise, policy_loss, policy_minibatch
 from sparring.types import Group, Layout, Problem, Reward, Rollout, Score, layout_of
-from sparring.update import Minibatch, Tokens
+from sparring.update import Minibatch, Pass, Tokens
 
 OLD_T = torch.tensor([-1.0, -2.0, -0.5])
 """Two responses, of two tokens (right) and of one (wrong)."""
@@ -222,6 +222,32 @@ def test_several_minibatches_need_old_log_probabilities() -> None:
         )  # fmt: skip
 
 
+def test_a_method_may_prepare_constants_and_add_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step gets the method's loss with its constants first, then its own passes; metrics that only some minibatches
+    report are means over all."""
+    groups = [group((1.0, 0.0), (2, 1), f"p{n}") for n in range(2)]
+    seen: list[list[Pass]] = []
+
+    def update(player: object, passes: list[Pass], *, temperature: float) -> dict[str, float]:
+        seen.append(passes)
+        return {"loss": 1.0} if len(seen) == 1 else {"loss": 3.0, "extra": 5.0}
+
+    monkeypatch.setattr(module, "update", update)
+    own, extra = object(), object()
+    metrics = optimise(
+        None, groups, PolicyLossConfig(kl_coefficient=0.0), view="clean", old_logprobs_T=torch.zeros(6),
+        reference_logprobs_T=None, temperature=1.0, max_new_tokens=10, num_minibatches=2,
+        loss=own,  # type: ignore[arg-type]
+        prepare=lambda minibatch: {"number": torch.full((3,), float(len(seen)))},
+        more_passes=lambda minibatch: [Pass(minibatch, extra, "noisy")] * int(minibatch.constants["number"][0]),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert metrics == {"loss": 2.0, "extra": 2.5}
+    assert [[(one.loss, one.view) for one in passes] for passes in seen] == [
+        [(own, "clean")], [(own, "clean"), (extra, "noisy")],
+    ]  # fmt: skip
+    assert all("advantage" in one.minibatch.constants for passes in seen for one in passes)
+
+
 @pytest.mark.parametrize(("num_minibatches", "sizes"), [(1, [5]), (2, [2, 3]), (5, [1] * 5), (9, [1] * 5)])
 def test_optimise_deals_groups_out_with_their_constants(
     num_minibatches: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
@@ -232,9 +258,10 @@ def test_optimise_deals_groups_out_with_their_constants(
     seen: list[Minibatch] = []
     losses = iter(range(100))
 
-    def update(player: object, minibatch: Minibatch, loss: object, **settings: object) -> dict[str, float]:
-        assert settings == {"view": "clean", "temperature": 0.7, "with_entropy": False}
-        seen.append(minibatch)
+    def update(player: object, passes: list[Pass], *, temperature: float) -> dict[str, float]:
+        (one,) = passes
+        assert (one.view, one.with_entropy, temperature) == ("clean", False, 0.7)
+        seen.append(one.minibatch)
         return {"loss": float(next(losses))}
 
     monkeypatch.setattr(module, "update", update)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparring.models.policy import Policy
 from sparring.scoring import score
 from sparring.types import Group, Score, layout_of
-from sparring.update import Minibatch, NonFiniteLossError, OptimConfig, Player, Tokens, split_evenly, update
+from sparring.update import Minibatch, NonFiniteLossError, OptimConfig, Pass, Player, Tokens, split_evenly, update
 from tiny_models import tiny_group
 
 TEMPERATURE = 0.9
@@ -68,7 +68,7 @@ def test_the_cut_into_micro_batches_changes_nothing(view: str | None, tiny_folde
         policy = Policy.load(tiny_folders["qwen3_vl"])
         before, calls = weights_of(policy), []
         hook = policy.module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        metrics[budget] = update(sgd_player(policy, budget), minibatch, weighted, view=view, temperature=TEMPERATURE)
+        metrics[budget] = update(sgd_player(policy, budget), [Pass(minibatch, weighted, view)], temperature=TEMPERATURE)
         hook.remove()
         num_micro[budget] = len(calls)
         moved[budget] = {name: value - before[name] for name, value in weights_of(policy).items()}
@@ -104,7 +104,7 @@ def test_a_loss_sees_the_scores_of_its_own_tokens(policy: Policy, budget: int) -
         seen.extend(tokens["place"].tolist())
         return scores.logprobs_T.sum(), {}
 
-    update(sgd_player(policy, budget), minibatch, loss, view=None, temperature=TEMPERATURE, with_entropy=True)
+    update(sgd_player(policy, budget), [Pass(minibatch, loss, None, with_entropy=True)], temperature=TEMPERATURE)
     assert sorted(seen) == list(range(30))
 
 
@@ -113,7 +113,9 @@ def test_tokens_are_scored_on_the_view_asked_for(policy: Policy) -> None:
     minibatch = minibatch_of(groups)
     for view in (None, "clean", "noisy"):
         scored = score(policy, groups, view=view, temperature=TEMPERATURE, token_budget=10_000).logprobs_T
-        found = update(sgd_player(policy, learning_rate=1e-20), minibatch, weighted, view=view, temperature=TEMPERATURE)
+        found = update(
+            sgd_player(policy, learning_rate=1e-20), [Pass(minibatch, weighted, view)], temperature=TEMPERATURE
+        )
         assert math.isclose(found["loss"], float((minibatch.constants["weight"] * scored).sum()), rel_tol=1e-5)
 
 
@@ -133,21 +135,41 @@ def finite_with_nan_gradient(scores: Score, tokens: Tokens) -> tuple[Tensor, dic
 def test_what_is_not_finite_changes_nothing(policy: Policy, loss: Callable, what: str) -> None:
     player = Player("defender", policy, OptimConfig(token_budget=60))
     minibatch = minibatch_of(mixed_groups())
-    update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)
+    update(player, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)
     before, optimizer = weights_of(policy), {k: v.clone() for k, v in _flat(player.optimizer.state_dict()).items()}
     with pytest.raises(NonFiniteLossError, match=f"{what} of player 'defender'") as caught:
-        update(player, minibatch, loss, view="clean", temperature=TEMPERATURE)
+        update(player, [Pass(minibatch, loss, "clean")], temperature=TEMPERATURE)
     assert caught.value.minibatch is minibatch
     assert all(torch.equal(value, before[name]) for name, value in weights_of(policy).items())
     assert all(torch.equal(value, optimizer[name]) for name, value in _flat(player.optimizer.state_dict()).items())
     assert all(parameter.grad is None for parameter in policy.module.parameters())
     assert player.num_updates == 1 and not policy.module.training
     # And the next update is not poisoned by what was left behind.
-    assert math.isfinite(update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)["loss"])
+    assert math.isfinite(update(player, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)["loss"])
 
 
 def _flat(state: dict) -> dict[tuple, Tensor]:
     return {(number, name): value for number, of in state["state"].items() for name, value in of.items()}
+
+
+def test_passes_add_up(tiny_folders: dict[str, Path]) -> None:
+    """Rollouts apart, each under its own view, give the step of all of them together."""
+    groups = mixed_groups()
+    whole = minibatch_of(groups)
+    num_first = layout_of(groups[:2]).num_tokens
+    parts = [
+        Minibatch(tuple(groups[:2]), {name: values[:num_first] for name, values in whole.constants.items()}),
+        Minibatch(tuple(groups[2:]), {name: values[num_first:] for name, values in whole.constants.items()}),
+    ]
+    moved, metrics = [], []
+    for passes in ([Pass(whole, weighted, None)], [Pass(part, weighted, None) for part in parts]):
+        policy = Policy.load(tiny_folders["qwen3_vl"])
+        before = weights_of(policy)
+        metrics.append(update(sgd_player(policy), passes, temperature=TEMPERATURE))
+        moved.append({name: value - before[name] for name, value in weights_of(policy).items()})
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-4)
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, atol=1e-6, rtol=1e-3)
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_reported(policy: Policy) -> None:
@@ -155,7 +177,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(policy: Policy) -
     player = Player("policy", policy, config)
     player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=0.5)
     before = weights_of(policy)
-    metrics = update(player, minibatch_of(mixed_groups()), weighted, view="clean", temperature=TEMPERATURE)
+    metrics = update(player, [Pass(minibatch_of(mixed_groups()), weighted, "clean")], temperature=TEMPERATURE)
     moved = math.sqrt(sum(float((v - before[n]).square().sum()) for n, v in weights_of(policy).items()))
     assert metrics["grad_norm"] > 1
     assert math.isclose(moved, 0.5 * 0.01, rel_tol=1e-3)
@@ -176,11 +198,11 @@ def test_a_saved_player_goes_on_bit_for_bit(tiny_folders: dict[str, Path], tmp_p
     config = OptimConfig(learning_rate=1e-3, warmup_steps=3)
     first, second = (Player("p", Policy.load(tiny_folders["qwen3_vl"]), config) for _ in range(2))
     for _ in range(2):
-        update(first, minibatch, weighted, view="clean", temperature=TEMPERATURE)
+        update(first, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)
     torch.save(first.state_dict(), tmp_path / "state")  # a copy that shares no memory
     second.load_state_dict(torch.load(tmp_path / "state"))
     for player in (first, second):
-        update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)
+        update(player, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)
     expected = weights_of(first.policy)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(second.policy).items())
     assert second.num_updates == 3
@@ -190,7 +212,7 @@ def test_frozen_parameters_stay(policy: Policy) -> None:
     policy.module.vlm.model.visual.requires_grad_(False)
     player = Player("policy", policy, OptimConfig(learning_rate=1e-2))
     before = weights_of(policy)
-    update(player, minibatch_of([tiny_group(0, (3, 5, 1))]), weighted, view="clean", temperature=TEMPERATURE)
+    update(player, [Pass(minibatch_of([tiny_group(0, (3, 5, 1))]), weighted, "clean")], temperature=TEMPERATURE)
     changed = {name for name, value in weights_of(policy).items() if not torch.equal(value, before[name])}
     assert changed and not [name for name in changed if ".visual." in name]
 
@@ -198,7 +220,7 @@ def test_frozen_parameters_stay(policy: Policy) -> None:
 def test_a_step_lowers_its_own_loss(policy: Policy) -> None:
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3))
     minibatch = minibatch_of(mixed_groups())
-    losses = [update(player, minibatch, weighted, view="clean", temperature=TEMPERATURE)["loss"] for _ in range(3)]
+    losses = [update(player, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)["loss"] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
 
 

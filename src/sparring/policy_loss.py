@@ -8,8 +8,8 @@ Letters: ``T`` tokens of a minibatch, ``N`` its rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -29,7 +29,7 @@ from sparring.objective import (
     token_weights_T,
 )
 from sparring.types import Group, Metrics, Score, layout_of
-from sparring.update import LossFunction, Minibatch, Player, Tokens, split_evenly, update
+from sparring.update import LossFunction, Minibatch, Pass, Player, Tokens, split_evenly, update
 
 _WATCH = "watch/"
 """Prefix of constants that weigh tokens for a metric only."""
@@ -171,6 +171,9 @@ def optimise(
     max_new_tokens: int,
     num_minibatches: int,
     is_watched_T: Mapping[str, Tensor] | None = None,
+    loss: LossFunction | None = None,
+    prepare: Callable[[Minibatch], Mapping[str, Tensor]] | None = None,
+    more_passes: Callable[[Minibatch], Sequence[Pass]] | None = None,
 ) -> Metrics:
     """Optimizer steps over consecutive minibatches of graded groups; metrics are means over them.
 
@@ -179,6 +182,10 @@ def optimise(
         old_logprobs_T, reference_logprobs_T, is_watched_T: of all tokens of ``groups`` end to end. Without old ones the
             ratio is one, with the gradient of one, and the entropy is reported from the loss's own scores.
         num_minibatches: optimizer steps; the groups are dealt out evenly.
+        loss: in place of :func:`policy_loss`.
+        prepare: further constants of a minibatch, found right before its step with the policy as it is then: what is
+            selected over the whole minibatch, however it is cut.
+        more_passes: what else the step of a minibatch (``prepare``'s constants included) adds up.
 
     Raises ValueError if there are several minibatches and no old log-probabilities: after the first step they are lost.
     """
@@ -187,7 +194,7 @@ def optimise(
     layout = layout_of(groups)
     advantage_N = advantages_N(groups, config)
     token_group_T = layout.group_N[layout.rollout_T]
-    loss = policy_loss(config)
+    loss = loss or policy_loss(config)
     reports: list[Metrics] = []
     for members in split_evenly(groups, num_minibatches):
         is_member_T = (token_group_T >= members[0]) & (token_group_T <= members[-1])
@@ -201,7 +208,12 @@ def optimise(
             max_new_tokens=max_new_tokens,
             is_watched_T={name: mask_T[is_member_T] for name, mask_T in (is_watched_T or {}).items()},
         )
-        reports.append(
-            update(player, minibatch, loss, view=view, temperature=temperature, with_entropy=old_logprobs_T is None)
-        )
-    return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+        if prepare is not None:
+            minibatch = replace(minibatch, constants={**minibatch.constants, **prepare(minibatch)})
+        passes = [Pass(minibatch, loss, view, with_entropy=old_logprobs_T is None)]
+        if more_passes is not None:
+            passes += more_passes(minibatch)
+        reports.append(update(player, passes, temperature=temperature))
+    # A pass that had nothing to do in a minibatch reports nothing there.
+    names = dict.fromkeys(name for report in reports for name in report)
+    return {name: sum(report.get(name, 0.0) for report in reports) / len(reports) for name in names}

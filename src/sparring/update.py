@@ -141,46 +141,59 @@ LossFunction = Callable[[Score, Tokens], tuple[Tensor, Mapping[str, Tensor]]]
 weights that are global over the optimizer step, so adding them up over micro-batches gives the minibatch's values."""
 
 
-def update(
-    player: Player,
-    minibatch: Minibatch,
-    loss_function: LossFunction,
-    *,
-    view: str | None,
-    temperature: float,
-    with_entropy: bool = False,
-) -> Metrics:
-    """One optimizer step of a player.
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A part of an optimizer step: rollouts, scored with gradient under one view, and the loss of their scores."""
+
+    minibatch: Minibatch
+    loss: LossFunction
+    view: str | None
+    """The view that tokens are scored under; None is each rollout's own."""
+    with_entropy: bool = False
+    """Give the loss the entropy too."""
+
+
+def update(player: Player, passes: Sequence[Pass], *, temperature: float) -> Metrics:
+    """One optimizer step of a player on the sum of the losses of ``passes``, of which one graph at a time is alive.
 
     Args:
-        view: the view under which tokens are scored with gradient; None is each rollout's own.
         temperature: logits are divided by it, > 0.
-        with_entropy: give the loss the entropy too.
 
     Returns:
-        The named scalars of the loss, ``loss`` and ``grad_norm``.
+        The named scalars of the losses (passes with one name add up), ``loss`` and ``grad_norm``.
 
     Raises NonFiniteLossError, before any weight is changed, if the loss or a gradient is not finite.
     """
     totals: dict[str, float] = {}
-    device = player.policy.device
     player.policy.module.train()
-    for micro in micro_batches(player.policy, minibatch.groups, view=view, token_budget=player.config.token_budget):
-        score = Score(*player.policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
-        loss, named = loss_function(score, tokens_of(minibatch, micro, device))
+    for one in passes:
+        for name, value in _accumulate(player, one, temperature).items():
+            totals[name] = totals.get(name, 0.0) + value
+            if name == "loss" and not math.isfinite(value):
+                player.policy.module.eval()
+                _refuse(player, "the loss", one.minibatch)
+    player.policy.module.eval()
+    norm = player.clip_gradients()
+    if not math.isfinite(norm):
+        _refuse(player, "a gradient", passes[0].minibatch)
+    player.step()
+    return {**totals, "grad_norm": norm}
+
+
+def _accumulate(player: Player, one: Pass, temperature: float) -> Metrics:
+    """Add the gradient of a pass to the player's; its loss and named scalars."""
+    totals: dict[str, float] = {}
+    module, device = player.policy.module, player.policy.device
+    for micro in micro_batches(
+        player.policy, one.minibatch.groups, view=one.view, token_budget=player.config.token_budget
+    ):
+        score = Score(*module(micro.packed, temperature=temperature, with_entropy=one.with_entropy))
+        loss, named = one.loss(score, tokens_of(one.minibatch, micro, device))
         # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
         (loss * (0.0 if micro.is_idle else distributed.world_size())).backward()
         for name, value in {"loss": loss, **named}.items():
             totals[name] = totals.get(name, 0.0) + (0.0 if micro.is_idle else float(value.detach()))
-    player.policy.module.eval()
-    totals = {name: distributed.all_reduce_sum(value) for name, value in totals.items()}
-    if not math.isfinite(totals.get("loss", 0.0)):
-        _refuse(player, "the loss", minibatch)
-    norm = player.clip_gradients()
-    if not math.isfinite(norm):
-        _refuse(player, "a gradient", minibatch)
-    player.step()
-    return {**totals, "grad_norm": norm}
+    return {name: distributed.all_reduce_sum(value) for name, value in totals.items()}
 
 
 def tokens_of(minibatch: Minibatch, micro: MicroBatch, device: torch.device) -> Tokens:
