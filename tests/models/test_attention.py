@@ -260,4 +260,4 @@ def test_a_cache_grows_in_place_and_keeps_what_it_holds() -> None:
     tokens = torch.arange(100.0)
     for token in tokens:
         keys, values = cache.update(token.expand(2, 1, 1, 1), -token.expand(2, 1, 1, 1), 0)
-    assert torch.equal(keys[0, 0, :, 0], tokens) and torch.equal(values[1, 0, :, 0], -tokens)
+    assert torch.equal(keys[0, 0, 0, :, 0], tokens) and torch.equal(values[0, 0, 1, :, 0], -tokens)

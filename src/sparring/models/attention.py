@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from sparring.models.cache import SiblingCache
+from sparring.models.cache import SiblingCache, scorable, score_bias
 
 SHARED_PREFIX = "sparring_shared_prefix"
 BATCHED_FLASH = "sparring_batched_flash"
@@ -213,8 +213,8 @@ def _attend_bucket(
 
 def _attend_siblings(
     q_RH1E: Tensor,
-    k_RKtE: Tensor,
-    v_RKtE: Tensor,
+    k_BKgtE: Tensor,
+    v_BKgtE: Tensor,
     k_BKSE: Tensor,
     v_BKSE: Tensor,
     cache: SiblingCache,
@@ -223,41 +223,31 @@ def _attend_siblings(
     window: int | None,
 ) -> Tensor:
     """(R, 1, H, E): all siblings of a prompt look at its keys in one matrix product, and each at its own."""
-    (num_rows, heads, _, width), (num_prompts, kv_heads, num_prompt, _) = q_RH1E.shape, k_BKSE.shape
-
-    def by_prompt(x_RKq: Tensor) -> Tensor:
-        """(R, K, q, x) to (B K, g q, x)."""
-        x_BgKq = x_RKq.index_select(0, cache.row_Bg).unflatten(0, (num_prompts, -1))
-        return x_BgKq.transpose(1, 2).flatten(0, 1).flatten(1, 2)
-
-    def by_row(x: Tensor) -> Tensor:
-        """(B K, g q, x) to (R, K, q, x)."""
-        x_BKgq = x.unflatten(1, (-1, heads // kv_heads)).unflatten(0, (num_prompts, kv_heads))
-        return x_BKgq.transpose(1, 2).flatten(0, 1).index_select(0, cache.slot_R)
-
+    (num_rows, heads, _, width), (_, kv_heads, slots, num_own, _) = q_RH1E.shape, k_BKgtE.shape
+    num_prompt, groups = k_BKSE.shape[2], heads // kv_heads
+    bias_BS = cache.bias_BS
+    if window is not None:
+        # Prompts end together, so a number of tokens in a window is a number of columns.
+        distance_S = num_prompt + num_own - 1 - torch.arange(num_prompt, device=bias_BS.device)
+        bias_BS = score_bias(cache.is_prompt_BS & (distance_S < window))
+        num_own = min(num_own, window)
+        k_BKgtE, v_BKgtE = k_BKgtE[..., -num_own:, :], v_BKgtE[..., -num_own:, :]
     with _score_precision(q_RH1E):
-        query, prompt_keys, own_keys = (_scorable(x) for x in (q_RH1E, k_BKSE, k_RKtE))
-        q_RKqE = query.reshape(num_rows, kv_heads, -1, width) * scaling
-        is_seen_BS = cache.is_prompt_BS
-        if window is not None:
-            # Prompts end together, so a number of tokens in a window is a number of columns.
-            num_own = min(k_RKtE.shape[2], window)
-            own_keys, v_RKtE = own_keys[:, :, -num_own:], v_RKtE[:, :, -num_own:]
-            distance_S = num_prompt + k_RKtE.shape[2] - 1 - torch.arange(num_prompt, device=is_seen_BS.device)
-            is_seen_BS = is_seen_BS & (distance_S < window)
-        bias_BS = _bias(is_seen_BS, query.dtype)
-        to_prompt = torch.baddbmm(
-            bias_BS[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, num_prompt),
-            by_prompt(q_RKqE),
-            prompt_keys.flatten(0, 1).mT,
-        )
-        scores = torch.cat([by_row(to_prompt), q_RKqE @ own_keys.mT], -1)
+        query = cache.to_slots(scorable(q_RH1E).view(num_rows, kv_heads, groups, width) * scaling)
+        # Slots and the heads that share keys are one block of queries to a prompt.
+        query = query.reshape(-1, slots * groups, width)
+        bias = bias_BS.to(query.dtype)[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, num_prompt)
+        to_prompt = torch.baddbmm(bias, query, scorable(k_BKSE).flatten(0, 1).mT)
+        to_own = torch.bmm(query.view(-1, groups, width), scorable(k_BKgtE).flatten(0, 2).mT)
+        scores = torch.cat([to_prompt, to_own.view(-1, slots * groups, num_own)], -1)
         # Weights are rounded as in `attend`'s matrix products, and the sum of both parts once, so that sampler and
         # scores agree.
-        weights = scores.softmax(-1).to(v_RKtE.dtype).to(scores.dtype)
-        from_prompt = by_row(torch.bmm(by_prompt(weights[..., :num_prompt]), _scorable(v_BKSE).flatten(0, 1)))
-        out = from_prompt + weights[..., num_prompt:] @ _scorable(v_RKtE)
-        return out.to(v_RKtE.dtype).reshape(num_rows, 1, heads, -1)
+        weights = scores.softmax(-1).to(cache.value_dtype).to(scores.dtype)
+        from_prompt = torch.bmm(weights[..., :num_prompt], scorable(v_BKSE).flatten(0, 1))
+        own_weights = weights[..., num_prompt:].unflatten(1, (slots, groups)).flatten(0, 1)
+        out = torch.baddbmm(from_prompt.view(-1, groups, width), own_weights, scorable(v_BKgtE).flatten(0, 2))
+        out = cache.to_rows(out.view(-1, kv_heads, slots, groups, width))
+        return out.to(cache.value_dtype).reshape(num_rows, 1, heads, width)
 
 
 def batched_vision_attention(
@@ -323,14 +313,14 @@ def attend(
             mask_nrs = torch.ones(r, s, dtype=torch.bool).tril().expand(n, r, s)
         with _score_precision(query):
             # The heads that share keys are one block of queries.
-            queries = _scorable(query).reshape(-1, groups * r, width)
-            keys = _scorable(key).reshape(-1, s, width)
+            queries = (scorable(query) * scaling).reshape(-1, groups * r, width)
+            keys = scorable(key).reshape(-1, s, width)
             if mask_nrs is None:
-                scores = torch.bmm(queries, keys.mT) * scaling
+                scores = torch.bmm(queries, keys.mT)
             else:
-                bias_nrs = _bias(mask_nrs, queries.dtype)
+                bias_nrs = score_bias(mask_nrs).to(queries.dtype)
                 bias = bias_nrs[:, None, None].expand(n, kv_heads, groups, r, s).reshape(-1, groups * r, s)
-                scores = torch.baddbmm(bias, queries, keys.mT, alpha=scaling)
+                scores = torch.baddbmm(bias, queries, keys.mT)
             weights = F.dropout(scores.softmax(-1), dropout).to(value.dtype)
             out = torch.bmm(weights, value.reshape(-1, s, value.shape[-1]))
         return out.view(n, heads, r, -1).transpose(1, 2)
@@ -357,18 +347,6 @@ def _takes_matmul(query: Tensor, num_keys: int) -> bool:
 def _score_precision(x: Tensor) -> torch.autocast:
     """Outside of autocast, which would round scores to bfloat16 before the softmax; SDPA's kernels do not either."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def _scorable(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _bias(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores. It is finite where a key must not be seen, since padding may see no key at all."""
-    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(
-        ~is_seen, torch.finfo(dtype).min / 2
-    )
 
 
 class _Move(torch.autograd.Function):
