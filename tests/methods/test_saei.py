@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparring import learner
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, SaEIConfig, saei
+from sparring.methods import METHODS, SaEIConfig
 from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEI, attack, in_token_group_T, response_entropy
 from sparring.models.policy import Policy
 from sparring.perturb.attack import random_sign
@@ -263,7 +264,7 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"groups": groups, **settings})
         return {}
 
-    monkeypatch.setattr(saei, "optimise", record)
+    monkeypatch.setattr(learner, "optimise", record)
     return calls
 
 
