@@ -310,6 +310,29 @@ def test_every_logprob_is_of_the_right_view(policy: Policy, optimised: list[dict
     assert math.isclose(metrics["entropy/adversarial"], float(source.entropy_T[is_adversarial_T].mean()), rel_tol=1e-5)
 
 
+def test_random_signs_in_place_of_the_attack(policy: Policy, optimised: list[dict[str, Any]]) -> None:
+    """The control: the whole ball's radius in a random direction, and all log-probs of the same views as ever."""
+    method = method_of(policy, attack="random_sign", num_attack_steps=2)
+    metrics = method.step(stream(), 0)
+    method.step(stream(), 0)
+    groups = optimised[0]["groups"]
+    for group, again in zip(groups, optimised[1]["groups"], strict=True):
+        (clean,), (shown,) = group.views[CLEAN].images, group.views[ADVERSARIAL].images
+        change = (shown - clean).abs()
+        is_inner = (clean >= 16 / 255) & (clean <= 1 - 16 / 255)
+        torch.testing.assert_close(change[is_inner], torch.full_like(change[is_inner], 16 / 255), atol=1e-6, rtol=0)
+        assert change.max() <= 16 / 255 + 1e-6
+        # As many up as down: of n coins the mean is off by 4 / sqrt n once in 16000.
+        assert (shown - clean)[is_inner].sign().mean().abs() < 4 / math.sqrt(int(is_inner.sum()))
+        assert torch.equal(again.views[ADVERSARIAL].images[0], shown)
+        assert group.views[ADVERSARIAL].provenance["operator"] == "random_sign"
+    signs = [(g.views[ADVERSARIAL].images[0] - g.views[CLEAN].images[0]).sign() for g in groups[:2]]
+    assert not torch.equal(*signs), "each problem has signs of its own"
+    source = score(policy, groups, view=None, temperature=TEMPERATURE, with_entropy=True, token_budget=10_000)
+    torch.testing.assert_close(optimised[0]["old_logprobs_T"], source.logprobs_T, atol=1e-5, rtol=0)
+    assert math.isclose(metrics["entropy"], float(source.entropy_T.mean()), rel_tol=1e-5)
+
+
 def test_dynamic_sampling_keeps_scores_with_their_groups(policy: Policy, optimised: list[dict[str, Any]]) -> None:
     method = method_of(policy, num_clean=1, num_adversarial=1, batch=BatchConfig(3, dynamic_sampling=True, max_draws=6))
     metrics = method.step(stream(), 0)
