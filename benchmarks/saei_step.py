@@ -17,13 +17,14 @@ from typing import Any
 from harness import machine, measured, parser_of, race, ratios, spread
 
 PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference log-probs", "optimise": "update"}
-"""Functions that a method's file calls -> what they are."""
+"""Functions that a method calls -> what they are."""
 
 
 def contestant(name: str, precision: str, steps: int) -> None:
+    from sparring import learner
     from sparring.data.scenes import SceneProblems
     from sparring.data.stream import ProblemStream
-    from sparring.methods import METHODS, grpo, saei
+    from sparring.methods import METHODS, saei
     from sparring.models.policy import Policy
     from sparring.recipes.run import PRESETS, use_threads
     from sparring.rewards import Grader
@@ -44,7 +45,7 @@ def contestant(name: str, precision: str, steps: int) -> None:
 
         return run
 
-    for module in (grpo, saei):
+    for module in (learner, saei):
         for function, phase in PHASES.items():
             if hasattr(module, function):
                 setattr(module, function, clocked(getattr(module, function), phase))

@@ -12,7 +12,16 @@ from safetensors.torch import save_file
 
 from sparring import distributed
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import (
+    METHODS,
+    ClipCovConfig,
+    GRPOConfig,
+    KLCovConfig,
+    MethodConfig,
+    NoisyRolloutConfig,
+    RADConfig,
+    SaEIConfig,
+)
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rewards import Grader
@@ -34,9 +43,15 @@ class Indifferent(ParityGrader):
 
 BATCH = BatchConfig(prompts_per_step=5)
 LOSS = PolicyLossConfig(kl_coefficient=0.1)
+ENTROPY = PolicyLossConfig(kl_coefficient=0.0, entropy_coefficient=0.01)
+STEERED = PolicyLossConfig(kl_coefficient=0.1, kl_target=0.001, kl_horizon=100)
 CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "grpo": (GRPOConfig(group_size=4, batch=BATCH, loss=LOSS), ParityGrader),
     "saei": (SaEIConfig(num_clean=2, num_adversarial=2, step_size=4 / 255, batch=BATCH, loss=LOSS), ParityGrader),
+    "noisyrollout": (NoisyRolloutConfig(num_clean=2, num_noisy=2, batch=BATCH, loss=ENTROPY), ParityGrader),
+    "kl_cov": (KLCovConfig(group_size=4, fraction=0.1, batch=BATCH), ParityGrader),
+    "clip_cov": (ClipCovConfig(group_size=4, fraction=0.1, low=0.2, batch=BATCH), ParityGrader),
+    "rad": (RADConfig(group_size=4, batch=BATCH, loss=STEERED), ParityGrader),
     "dynamic": (
         GRPOConfig(group_size=2, batch=BatchConfig(3, dynamic_sampling=True, max_draws=4), loss=LOSS),
         ParityGrader,
@@ -68,9 +83,10 @@ def main() -> None:
     device = distributed.initialise("cpu")
     config, grader = CASES[arguments.case]
     policy = Policy.load(arguments.model, device=device)
-    reference = policy.clone_frozen()
-    policy.shard()
-    reference.shard()
+    reference = policy.clone_frozen() if config.needs_reference else None
+    for sharded in (policy, reference):
+        if sharded is not None:
+            sharded.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=130))
     if arguments.case in ("single", "dynamic"):
@@ -85,6 +101,7 @@ def main() -> None:
         SamplingConfig(temperature=0.9, max_new_tokens=8),
         seed=3,
         max_rows=7,
+        num_steps=arguments.steps,
     )
 
     def validate() -> Metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor
 
 from sparring import policy_loss as module
-from sparring.policy_loss import PolicyLossConfig, advantages_N, optimise, policy_loss, policy_minibatch
+from sparring.policy_loss import (
+    UNCLIPPED,
+    PolicyLossConfig,
+    advantages_N,
+    next_kl_coefficient,
+    optimise,
+    policy_loss,
+    policy_minibatch,
+)
 from sparring.types import Group, Layout, Problem, Reward, Rollout, Score, layout_of
 from sparring.update import Minibatch, Pass, Tokens
 
@@ -129,6 +138,42 @@ def test_kl_term(estimator: Any, per_token: Sequence[float], gradient_per_token:
     assert math.isclose(loss - without, 0.1 * sum(per_token) / 3, rel_tol=1e-5)
     expected_T = 0.1 / 3 * torch.tensor(gradient_per_token)
     torch.testing.assert_close(gradient_T - gradient_without_T, expected_T, rtol=1e-5, atol=1e-7)
+
+
+def test_entropy_bonus() -> None:
+    # Without advantages only the bonus is left: minus 0.1 times the mean of 1, 2 and 6, and its gradient -0.1 / 3 each.
+    groups, config = [group((1.0, 1.0), (2, 1))], PolicyLossConfig(**PLAIN, entropy_coefficient=0.1)
+    entropy_T = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    minibatch = minibatch_of(groups, config, OLD_T)
+    loss, named = policy_loss(config)(Score(NEW_T, entropy_T), Tokens(layout_of(groups), minibatch.constants))
+    loss.backward()
+    assert math.isclose(float(loss.detach()), -0.1 * 9 / 3, rel_tol=1e-6) and named["entropy"] == 3
+    torch.testing.assert_close(entropy_T.grad, torch.full((3,), -0.1 / 3))
+
+
+def test_unclipped_is_ratio_times_advantage() -> None:
+    # Ratios from e^-20 to e^20, where log-ratios are clamped, with advantages of either sign.
+    new_T = torch.tensor([-40.0, 0.0, 40.0])
+    loss, named, _ = evaluate(PolicyLossConfig(**(PLAIN | UNCLIPPED)), new_T=new_T, old_T=torch.zeros(3))
+    expected = (-math.exp(-20) / 2 - 1 / 2 + math.exp(20) / 2) / 3
+    assert math.isclose(loss, expected, rel_tol=1e-5) and named["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kl", "num_rollouts", "factor"),
+    [
+        (0.1, 100, 1.0),  # on target
+        (0.11, 100, 1 + 0.1 * 0.1),  # a tenth above, a tenth of the horizon
+        (0.09, 100, 1 - 0.1 * 0.1),
+        (9.0, 100, 1 + 0.2 * 0.1),  # cut to a fifth
+        (0.0, 100, 1 - 0.2 * 0.1),
+        (0.0, 99_999, 1 - 0.2),  # more responses than the horizon count as the horizon
+    ],
+)
+def test_the_kl_coefficient_is_steered(kl: float, num_rollouts: int, factor: float) -> None:
+    config = PolicyLossConfig(kl_coefficient=0.02, kl_target=0.1, kl_horizon=1000)
+    assert math.isclose(next_kl_coefficient(config, kl, num_rollouts), 0.02 * factor, rel_tol=1e-12)
+    assert next_kl_coefficient(replace(config, kl_target=None), kl, num_rollouts) == 0.02
 
 
 def test_a_kl_term_without_reference_is_refused() -> None:
@@ -299,6 +344,10 @@ def test_optimise_deals_groups_out_with_their_constants(
         ({"dual_clip": 1.0}, r"dual_clip=1\.0"),
         ({"kl_coefficient": float("nan")}, "kl_coefficient=nan"),
         ({"kl_estimator": "k1"}, "kl_estimator=k1"),
+        ({"kl_target": 0.0}, r"kl_target=0\.0"),
+        ({"kl_target": 0.1, "kl_coefficient": 0.0}, r"kl_coefficient=0\.0"),
+        ({"kl_horizon": 0}, "kl_horizon=0"),
+        ({"entropy_coefficient": -1.0}, r"entropy_coefficient=-1\.0"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sparring.models.policy import Policy
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
+CASES = ("grpo", "saei", "noisyrollout", "kl_cov", "clip_cov", "rad", "dynamic", "no-signal", "single")
 TIMINGS = {"seconds"}
 NOT_COMPARED = re.compile(r"vision.*k_proj\.bias$|vision_tower\.post_layernorm")
 """Softmax cancels the bias of keys that are not rotated: Adam turns its gradient, which is rounding, into whole steps.
@@ -70,7 +71,7 @@ def model(tiny_folders: dict[str, Path]) -> Path:
 @pytest.mark.parametrize(
     ("case", "variant"),
     [
-        *((case, "qwen3_vl") for case in ("grpo", "saei", "dynamic", "no-signal", "single")),
+        *((case, "qwen3_vl") for case in CASES),
         *(("saei", variant) for variant in ("smolvlm", "llava_onevision-sliding")),
     ],
 )

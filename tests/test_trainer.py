@@ -15,8 +15,9 @@ from sparring.checkpoint import checkpoint_path, load_checkpoint
 from sparring.data.scenes import SceneProblems
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.suite import EvaluationConfig, accuracy, evaluate
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import METHODS, ClipCovConfig, GRPOConfig, MethodConfig, NoisyRolloutConfig, SaEIConfig
 from sparring.models.policy import Policy
+from sparring.policy_loss import PolicyLossConfig
 from sparring.provenance import append_jsonl, read_jsonl
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -218,6 +219,7 @@ def test_bad_settings_are_named(field: str) -> None:
 # A real policy on scenes
 
 SAMPLING = SamplingConfig(max_new_tokens=5)
+STEERED = PolicyLossConfig(kl_coefficient=0.1, kl_target=0.01, kl_horizon=10)
 
 
 def real_trainer(model: Path, folder: Path, config: MethodConfig) -> tuple[Trainer, Policy]:
@@ -226,7 +228,16 @@ def real_trainer(model: Path, folder: Path, config: MethodConfig) -> tuple[Train
     policy = Policy.load(model)
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, warmup_steps=2))
     grader = ParityGrader()
-    method = METHODS[type(config)](config, player, policy.clone_frozen(), grader, SAMPLING, seed=0, max_rows=32)
+    method = METHODS[type(config)](
+        config,  # type: ignore[arg-type]
+        player,
+        policy.clone_frozen(),
+        grader,
+        SAMPLING,
+        seed=0,
+        max_rows=32,
+        num_steps=4,
+    )
     validation = SceneProblems("validation", 3)
 
     def validate() -> Metrics:
@@ -247,8 +258,11 @@ def weights_of(policy: Policy) -> dict[str, Tensor]:
     [
         GRPOConfig(group_size=3, batch=BatchConfig(prompts_per_step=2)),
         SaEIConfig(num_clean=2, num_adversarial=1, batch=BatchConfig(prompts_per_step=2)),
+        # The schedule and the coefficient go on where they were.
+        NoisyRolloutConfig(num_clean=2, num_noisy=1, batch=BatchConfig(prompts_per_step=2), loss=STEERED),
+        ClipCovConfig(group_size=3, fraction=0.1, low=0.0, batch=BatchConfig(prompts_per_step=2)),
     ],
-    ids=["grpo", "saei"],
+    ids=["grpo", "saei", "noisyrollout", "clip_cov"],
 )
 def test_a_resumed_run_ends_with_the_same_numbers_and_weights(
     tiny_folders: dict[str, Path], tmp_path: Path, config: MethodConfig
@@ -265,6 +279,10 @@ def test_a_resumed_run_ends_with_the_same_numbers_and_weights(
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
     weights = weights_of(expected)
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(policy).items())
+    if config.loss.kl_target is not None:
+        used = [record["kl_coefficient"] for record in untimed(tmp_path / "parts") if "loss" in record]
+        # The policy stays near enough at first, so the coefficient falls by a fifth of the responses over the horizon.
+        assert used[:2] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 6 / 10)]) and len(set(used)) == 4
     start = weights_of(Policy.load(model))
     assert any(not torch.equal(value, start[name]) for name, value in weights.items())
     # What was saved is a model like any other.

@@ -57,6 +57,14 @@ class PolicyLossConfig:
     """Weight of the KL term to the initial policy, >= 0; at 0 no reference is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """One-sample estimator of that KL."""
+    kl_target: float | None = None
+    """Size of `reference_kl`, nats per token, > 0, that kl_coefficient is steered to (arXiv 1909.08593); none keeps the
+    coefficient as it is."""
+    kl_horizon: int = 10_000
+    """With kl_target: responses in which a KL that is off by a fifth or more moves the coefficient by a fifth, >= 1.
+    The default is verl's."""
+    entropy_coefficient: float = 0.0
+    """Weight of a bonus for the mean entropy of tokens over the whole vocabulary, >= 0."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1:
@@ -69,6 +77,36 @@ class PolicyLossConfig:
             raise ValueError(f"kl_coefficient={self.kl_coefficient} must be >= 0: usual is 0.01, 0 turns it off")
         if self.kl_coefficient and self.kl_estimator == "k1":
             raise ValueError("kl_estimator=k1 has no gradient in expectation: use k2 or k3")
+        if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coefficient > 0):
+            raise ValueError(
+                f"kl_target={self.kl_target} must be > 0 nats per token, and so must what it steers, "
+                f"kl_coefficient={self.kl_coefficient}; none turns it off"
+            )
+        if self.kl_horizon < 1:
+            raise ValueError(f"kl_horizon={self.kl_horizon} must be >= 1 response: usual is 10000")
+        if not self.entropy_coefficient >= 0:
+            raise ValueError(f"entropy_coefficient={self.entropy_coefficient} must be >= 0: usual is 0.001")
+
+
+UNCLIPPED: Mapping[str, float | None] = {"clip_low": 1.0, "clip_high": 1e9, "dual_clip": None}
+"""Bounds that no ratio reaches, as it is kept in [e^-20, e^20]: the loss is then -rho A for every token."""
+
+
+def next_kl_coefficient(config: PolicyLossConfig, reference_kl: float, num_rollouts: int) -> float:
+    """What ``config.kl_coefficient`` becomes after a step: raised if the KL is above its target, lowered if below.
+
+    The proportional controller of Ziegler et al. (arXiv 1909.08593) as lm-human-preferences and verl run it: the
+    relative error is cut to a fifth, and ``kl_horizon`` is in responses. A horizon below the responses of one step acts
+    as that number, so the coefficient stays positive.
+
+    Args:
+        reference_kl: of the step, nats per token.
+        num_rollouts: responses that the step trained on.
+    """
+    if config.kl_target is None:
+        return config.kl_coefficient
+    error = min(max(reference_kl / config.kl_target - 1, -0.2), 0.2)
+    return config.kl_coefficient * (1 + error * min(1.0, num_rollouts / config.kl_horizon))
 
 
 def advantages_N(groups: Sequence[Group], config: PolicyLossConfig) -> Tensor:
@@ -124,7 +162,8 @@ def policy_minibatch(
 
 
 def policy_loss(config: PolicyLossConfig) -> LossFunction:
-    """The loss of a micro-batch: clipped surrogate plus the KL term, each weighted per token and summed.
+    """The loss of a micro-batch: clipped surrogate plus the KL term, minus the entropy bonus, each weighted per
+    token and summed.
 
     Beside it, as means over tokens whatever the aggregation: ``clip_fraction``, ``ratio``, ``reference_kl``, and the
     ``entropy`` if it was scored.
@@ -148,6 +187,7 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
         named |= {f"outside/{name}": (part_T * is_outside_T).sum() for name, part_T in watched.items()}
         if score.entropy_T is not None:
             named["entropy"] = (share_T * score.entropy_T.detach()).sum()
+            total = total - config.entropy_coefficient * (weight_T * score.entropy_T).sum()
         if config.kl_coefficient:
             kl_T = KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])
             total = total + config.kl_coefficient * (weight_T * kl_T).sum()
@@ -210,7 +250,8 @@ def optimise(
         )
         if prepare is not None:
             minibatch = replace(minibatch, constants={**minibatch.constants, **prepare(minibatch)})
-        passes = [Pass(minibatch, loss, view, with_entropy=old_logprobs_T is None)]
+        with_entropy = old_logprobs_T is None or config.entropy_coefficient > 0
+        passes = [Pass(minibatch, loss, view, with_entropy=with_entropy)]
         if more_passes is not None:
             passes += more_passes(minibatch)
         reports.append(update(player, passes, temperature=temperature))

@@ -11,9 +11,20 @@ import pytest
 import torch
 
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import (
+    METHODS,
+    ClipCovConfig,
+    GRPOConfig,
+    KLCovConfig,
+    MethodConfig,
+    NoisyRolloutConfig,
+    RADConfig,
+    SaEIConfig,
+    rad,
+)
 from sparring.models.policy import Policy
-from sparring.policy_loss import PolicyLossConfig
+from sparring.perturb.schedule import Power
+from sparring.policy_loss import UNCLIPPED, PolicyLossConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
 from sparring.types import Group, Metrics
@@ -59,18 +70,61 @@ def assert_same_weights(found: Policy, expected: Policy, folder: Path) -> None:
     assert moved > 1e-2, "otherwise the tolerance says nothing"
 
 
-@pytest.mark.parametrize(
-    "degenerate",
-    [
-        SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.0, **SHARED),
+def unclipped_grpo() -> GRPOConfig:
+    loss = PolicyLossConfig(**UNCLIPPED, kl_coefficient=0.1)  # type: ignore[arg-type]
+    return GRPOConfig(group_size=4, batch=SHARED["batch"], loss=loss)
+
+
+GRPO_ITSELF = GRPOConfig(group_size=4, **SHARED)
+DEGENERATE: dict[str, tuple[MethodConfig, GRPOConfig]] = {
+    "saei": (SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.0, **SHARED), GRPO_ITSELF),
+    "saei, all tokens, two steps": (
         SaEIConfig(num_clean=3, num_adversarial=1, step_size=0.0, num_attack_steps=2, token_group="all", **SHARED),
-        # Less than half a grey level rounds away.
+        GRPO_ITSELF,
+    ),
+    # Less than half a grey level rounds away.
+    "saei, less than a level": (
         SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.4 / 255, **SHARED),
-    ],
-)
-def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: SaEIConfig) -> None:
-    folder = tiny_folders["qwen3_vl"]
-    expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **SHARED), 2)
+        GRPO_ITSELF,
+    ),
+    "saei, random signs": (
+        SaEIConfig(num_clean=2, num_adversarial=2, step_size=0.0, attack="random_sign", **SHARED),
+        GRPO_ITSELF,
+    ),
+    "noisyrollout": (NoisyRolloutConfig(num_clean=2, num_noisy=2, strength=0, decay_steps=2, **SHARED), GRPO_ITSELF),
+    # Over two steps linear decay leaves a half and nothing of one diffusion step: none in both.
+    "noisyrollout, decayed": (
+        NoisyRolloutConfig(num_clean=1, num_noisy=3, strength=1, decay=Power(1.0), decay_steps=2, **SHARED),
+        GRPO_ITSELF,
+    ),
+    "kl_cov": (
+        KLCovConfig(group_size=4, fraction=0.0, batch=SHARED["batch"], loss=unclipped_grpo().loss),
+        unclipped_grpo(),
+    ),
+    "kl_cov, coefficient": (
+        KLCovConfig(group_size=4, fraction=0.5, coefficient=0.0, batch=SHARED["batch"], loss=unclipped_grpo().loss),
+        unclipped_grpo(),
+    ),
+    "clip_cov": (ClipCovConfig(group_size=4, fraction=0.0, **SHARED), GRPO_ITSELF),
+    "clip_cov, no candidates": (ClipCovConfig(group_size=4, fraction=0.5, low=1e6, high=1e7, **SHARED), GRPO_ITSELF),
+}
+"""A method without what pushes back, and the baseline that it then is."""
+
+
+@pytest.mark.parametrize(("degenerate", "baseline"), DEGENERATE.values(), ids=DEGENERATE)
+def test_without_what_pushes_back_it_is_the_baseline(
+    tiny_folders: dict[str, Path], degenerate: MethodConfig, baseline: GRPOConfig
+) -> None:
+    assert_same_run(tiny_folders["qwen3_vl"], degenerate, baseline)
+
+
+def test_rad_without_corruption_is_grpo(tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rad, "corrupt", lambda view, name, *, severity, seed: view)
+    assert_same_run(tiny_folders["qwen3_vl"], RADConfig(group_size=4, **SHARED), GRPO_ITSELF)
+
+
+def assert_same_run(folder: Path, degenerate: MethodConfig, baseline: GRPOConfig) -> None:
+    expected, groups, metrics = trained(folder, baseline, 2)
     found, own_groups, own_metrics = trained(folder, degenerate, 2)
     assert len(groups) == len(own_groups) == 6
     for group, own in zip(groups, own_groups, strict=True):

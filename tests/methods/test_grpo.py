@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparring import learner
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, GRPOConfig, grpo
+from sparring.methods import METHODS, GRPOConfig
 from sparring.methods.grpo import GRPO
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig
@@ -68,7 +69,7 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"player": player, "groups": groups, "config": config, **settings})
         return {"loss": 0.0}
 
-    monkeypatch.setattr(grpo, "optimise", record)
+    monkeypatch.setattr(learner, "optimise", record)
     return calls
 
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparring import learner
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, SaEIConfig, saei
+from sparring.methods import METHODS, SaEIConfig
 from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEI, attack, in_token_group_T, response_entropy
 from sparring.models.policy import Policy
 from sparring.perturb.attack import random_sign
@@ -263,7 +264,7 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"groups": groups, **settings})
         return {}
 
-    monkeypatch.setattr(saei, "optimise", record)
+    monkeypatch.setattr(learner, "optimise", record)
     return calls
 
 
@@ -307,6 +308,29 @@ def test_every_logprob_is_of_the_right_view(policy: Policy, optimised: list[dict
     assert math.isclose(metrics["entropy"], float(source.entropy_T.mean()), rel_tol=1e-5)
     assert math.isclose(metrics["entropy/clean"], float(source.entropy_T[~is_adversarial_T].mean()), rel_tol=1e-5)
     assert math.isclose(metrics["entropy/adversarial"], float(source.entropy_T[is_adversarial_T].mean()), rel_tol=1e-5)
+
+
+def test_random_signs_in_place_of_the_attack(policy: Policy, optimised: list[dict[str, Any]]) -> None:
+    """The control: the whole ball's radius in a random direction, and all log-probs of the same views as ever."""
+    method = method_of(policy, attack="random_sign", num_attack_steps=2)
+    metrics = method.step(stream(), 0)
+    method.step(stream(), 0)
+    groups = optimised[0]["groups"]
+    for group, again in zip(groups, optimised[1]["groups"], strict=True):
+        (clean,), (shown,) = group.views[CLEAN].images, group.views[ADVERSARIAL].images
+        change = (shown - clean).abs()
+        is_inner = (clean >= 16 / 255) & (clean <= 1 - 16 / 255)
+        torch.testing.assert_close(change[is_inner], torch.full_like(change[is_inner], 16 / 255), atol=1e-6, rtol=0)
+        assert change.max() <= 16 / 255 + 1e-6
+        # As many up as down: of n coins the mean is off by 4 / sqrt n once in 16000.
+        assert (shown - clean)[is_inner].sign().mean().abs() < 4 / math.sqrt(int(is_inner.sum()))
+        assert torch.equal(again.views[ADVERSARIAL].images[0], shown)
+        assert group.views[ADVERSARIAL].provenance["operator"] == "random_sign"
+    signs = [(g.views[ADVERSARIAL].images[0] - g.views[CLEAN].images[0]).sign() for g in groups[:2]]
+    assert not torch.equal(*signs), "each problem has signs of its own"
+    source = score(policy, groups, view=None, temperature=TEMPERATURE, with_entropy=True, token_budget=10_000)
+    torch.testing.assert_close(optimised[0]["old_logprobs_T"], source.logprobs_T, atol=1e-5, rtol=0)
+    assert math.isclose(metrics["entropy"], float(source.entropy_T.mean()), rel_tol=1e-5)
 
 
 def test_dynamic_sampling_keeps_scores_with_their_groups(policy: Policy, optimised: list[dict[str, Any]]) -> None:

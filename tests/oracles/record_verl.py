@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from verl.trainer.ppo import core_algos
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
-from verl.workers.config import ActorConfig
+from verl.workers.config import ActorConfig, PolicyLossConfig
 
 VERL = "0.9.1"
 PATH = Path(__file__).with_name("verl_0_9_1.safetensors")
@@ -49,6 +50,14 @@ SEQUENCE_SURROGATES = (
     {"clip_low": 3e-4, "clip_high": 4e-4},  # the GSPO paper's
     {"clip_low": 0.2, "clip_high": 0.28},
 )
+COVARIANCE_FRACTIONS = (2e-3, 0.2)
+"""Of the few tokens of a case the first selects one, as everything up to 1 / T does."""
+KL_COV_COEFFICIENTS = (1.0, 0.3)
+CLIP_COV = (
+    {"clip_low": 1.0, "clip_high": 1.0, "low": 1.0, "high": 5.0},  # the official script's
+    {"clip_low": 0.2, "clip_high": 0.28, "low": -0.1, "high": 0.5},  # many candidates, and clipped tokens among them
+)
+CONTROLLER = {"kl_coefficient": 0.05, "kl_target": 0.1, "kl_horizon": 1000, "num_rollouts": 128}
 KL_PENALTIES = {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "low_var_kl"}
 """verl's estimators, each with its second name."""
 TEMPERATURE = 0.7
@@ -139,6 +148,56 @@ def policy_losses(
     }
 
 
+def covariance_losses(
+    name: str, settings: dict[str, float], old_NL: Tensor, new_NL: Tensor, advantage_NL: Tensor, mask_NL: Tensor
+) -> dict[str, Tensor]:
+    """KL-Cov or Clip-Cov with the token mean: loss, gradient to the new log-probs (N, L), and the draw.
+
+    ``permutation`` is what ``torch.randperm`` gave Clip-Cov for its candidates, empty if there were none.
+    """
+    policy_loss = {
+        "clip_cov_ratio": settings["fraction"],
+        "kl_cov_ratio": settings["fraction"],
+        "clip_cov_lb": settings.get("low", 1.0),
+        "clip_cov_ub": settings.get("high", 5.0),
+        "ppo_kl_coef": settings.get("coefficient", 1.0),
+    }
+    config = ActorConfig(
+        strategy="fsdp",
+        rollout_n=4,
+        use_dynamic_bsz=True,
+        clip_ratio_low=settings.get("clip_low", 0.2),
+        clip_ratio_high=settings.get("clip_high", 0.2),
+        policy_loss=PolicyLossConfig(loss_mode=name, **policy_loss),
+    )
+    drawn: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+
+    def recorded_randperm(*args: Any, draw: Callable[..., Tensor] = torch.randperm) -> Tensor:
+        drawn.append(draw(*args, generator=torch.Generator().manual_seed(len(old_NL))))
+        return drawn[-1]
+
+    leaf_NL = new_NL.clone().requires_grad_()
+    with patch.object(torch, "randperm", recorded_randperm):
+        loss, _ = core_algos.get_policy_loss_fn(name)(
+            old_NL, leaf_NL, advantage_NL, mask_NL.long(), loss_agg_mode="token-mean", config=config
+        )
+    gradient_NL = torch.autograd.grad(loss, leaf_NL)[0]
+    return {"loss": loss.detach(), "gradient": gradient_NL, "permutation": drawn[-1]}
+
+
+def controlled() -> dict[str, Tensor]:
+    """The coefficient of verl's adaptive controller after each of several measured KLs."""
+    controller = core_algos.AdaptiveKLController(
+        CONTROLLER["kl_coefficient"], CONTROLLER["kl_target"], CONTROLLER["kl_horizon"]
+    )
+    kls = [0.0, 0.05, 0.099, 0.1, 0.11, 0.3, 5.0, 0.02]
+    values = []
+    for kl in kls:
+        controller.update(kl, CONTROLLER["num_rollouts"])
+        values.append(float(controller.value))
+    return {"kl": torch.tensor(kls, dtype=torch.float64), "coefficient": torch.tensor(values, dtype=torch.float64)}
+
+
 def reduction_weights(mask_NL: Tensor, totals: dict[str, int]) -> Tensor:
     """What each position weighs in each mode, (M, N, L): the gradient of the aggregate to the losses."""
     weights = []
@@ -183,6 +242,15 @@ def record_case(case: Case, seed: int) -> dict[str, Tensor]:
         for number, clip in enumerate(clips):
             found = policy_losses(name, clip, old_NL, new_NL, record["grpo_std"], mask_NL)
             record |= {f"{name}/{number}/{key}": values for key, values in found.items()}
+    for number, (fraction, coefficient) in enumerate(zip(COVARIANCE_FRACTIONS, KL_COV_COEFFICIENTS, strict=True)):
+        settings = {"fraction": fraction, "coefficient": coefficient}
+        found = covariance_losses("kl_cov", settings, old_NL, new_NL, record["grpo_std"], mask_NL)
+        record |= {f"kl_cov/{number}/{key}": values for key, values in found.items() if key != "permutation"}
+    for number, (fraction, bounds) in enumerate(zip(COVARIANCE_FRACTIONS, CLIP_COV, strict=True)):
+        found = covariance_losses(
+            "clip_cov", {"fraction": fraction, **bounds}, old_NL, new_NL, record["grpo_std"], mask_NL
+        )
+        record |= {f"clip_cov/{number}/{key}": values for key, values in found.items()}
     return record | kl_penalties(new_NL, reference_NL)
 
 
@@ -218,6 +286,7 @@ def main() -> None:
     found = advantages(equal, reward_N, torch.ones(8, 1, dtype=torch.bool))
     tensors |= {"equal_f32/reward": reward_N} | {f"equal_f32/{name}": values for name, values in found.items()}
     tensors |= {f"logits/{name}": values for name, values in record_logits().items()}
+    tensors |= {f"controller/{name}": values for name, values in controlled().items()}
     settings = {
         "versions": {name: version(name) for name in ("verl", "torch", "transformers", "tensordict", "numpy")},
         "cases": [asdict(case) for case in CASES],
@@ -225,6 +294,10 @@ def main() -> None:
         "totals_of_part": GLOBAL,
         "vanilla": SURROGATES,
         "gspo": SEQUENCE_SURROGATES,
+        "covariance_fractions": COVARIANCE_FRACTIONS,
+        "kl_cov_coefficients": KL_COV_COEFFICIENTS,
+        "clip_cov": CLIP_COV,
+        "controller": CONTROLLER,
         "temperature": TEMPERATURE,
     }
     assert all(values.isfinite().all() for values in tensors.values())

@@ -39,10 +39,10 @@ from torch.testing import assert_close
 from trl import RLOOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
+from sparring import learner
 from sparring import policy_loss as policy_loss_module
 from sparring.advantages import group_advantages_N, leave_one_out_advantages_N
 from sparring.data.stream import ProblemStream
-from sparring.methods import grpo
 from sparring.methods.grpo import GRPO, GRPOConfig
 from sparring.models.policy import Policy
 from sparring.objective import overlong_penalty_N
@@ -601,7 +601,7 @@ def test_a_step_moves_the_weights_alike(
     # TRL passes over a whole batch ``num_iterations`` times; our optimizer steps take parts of it, once each.
     reports: list[dict[str, float]] = []
 
-    def passes(*args: Any, optimise: Callable[..., Any] = grpo.optimise, **kwargs: Any) -> dict[str, float]:
+    def passes(*args: Any, optimise: Callable[..., Any] = learner.optimise, **kwargs: Any) -> dict[str, float]:
         if "num_iterations" in settings:
             # A single optimizer step needs no old log-probabilities, so the method has none.
             old = score(policy, groups, view="clean", temperature=TEMPERATURE, token_budget=10_000)
@@ -609,7 +609,7 @@ def test_a_step_moves_the_weights_alike(
         reports.extend(optimise(*args, **kwargs) for _ in range(settings.get("num_iterations", 1)))
         return reports[-1]
 
-    monkeypatch.setattr(grpo, "optimise", passes)
+    monkeypatch.setattr(learner, "optimise", passes)
     method.step(ProblemStream([group.problem for group in groups], seed=0), 0)
 
     logged = [entry for entry in trainer.state.log_history if "grad_norm" in entry]

@@ -3,8 +3,8 @@
 Every expected number was computed by verl's own code and recorded by `record_verl.py`, in float64 unless a test says
 otherwise. Where verl differs from us on purpose, the test names its function, says why, and puts the difference in.
 
-Not recorded: the losses dppo, sapo, gpg, geo_mean, dro, cispo, clip_cov and kl_cov, which have no counterpart here, nor
-have the corrections for samplers that are not the policy (``rollout_is_weights``).
+Not recorded: the losses dppo, sapo, gpg, geo_mean, dro and cispo, which have no counterpart here, nor have the
+corrections for samplers that are not the policy (``rollout_is_weights``).
 
 | verl | here |
 |---|---|
@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
 
+from sparring import objective
 from sparring.advantages import group_advantages_N, leave_one_out_advantages_N
+from sparring.methods.kl_cov import ClipCovConfig, KLCovConfig, covariance_T, held_back_loss, is_within_T, select
 from sparring.models.head import token_logprobs
 from sparring.objective import (
     Aggregation,
@@ -51,6 +53,9 @@ from sparring.objective import (
     sequence_ratio_T,
     token_weights_T,
 )
+from sparring.policy_loss import PolicyLossConfig, next_kl_coefficient, policy_loss
+from sparring.types import Layout, Score
+from sparring.update import Tokens
 
 with safe_open(Path(__file__).with_name("verl_0_9_1.safetensors"), framework="pt") as file:
     RECORD: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -269,6 +274,99 @@ def test_sequence_ratio(name: str, number: int) -> None:
     fraction, fraction_dual, _ = batch[f"gspo/{number}/metrics"].tolist()
     assert fraction_dual == 0
     assert float(is_clipped_T(ratio_T, advantage_T, **clip).double().mean()) == pytest.approx(fraction, rel=1e-6)
+
+
+def held_back(
+    batch: Batch, config: KLCovConfig | ClipCovConfig, new_T: Tensor, constants: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Our KL-Cov or Clip-Cov over a batch that is the whole step, and what it selected."""
+    weight_T = batch.weights_T("token-mean").double()
+    constants = {"old": batch["old"], "advantage": batch["grpo_std"], "weight": weight_T, "share": weight_T} | constants
+    layout = Layout(batch.rollout_T, batch.lengths_N, batch["group"])
+    loss_function = held_back_loss(config, policy_loss(config.loss))
+    chosen = select(config, batch["new"], constants)
+    loss, _ = loss_function(Score(new_T), Tokens(layout, {**constants, **chosen}))
+    # Within a micro-batch that is the whole step the selection is the same.
+    same, _ = loss_function(Score(new_T), Tokens(layout, constants))
+    assert torch.equal(loss, same)
+    return loss, dict(chosen)
+
+
+def assert_equal_loss_and_gradient(batch: Batch, name: str, loss: Tensor, new_T: Tensor) -> None:
+    expected_T = batch[f"{name}/gradient"]
+    gradient_T = torch.autograd.grad(loss, new_T)[0]
+    # Tokens of e^30 and of e^0 are added up.
+    assert_close(loss.detach(), batch[f"{name}/loss"], rtol=WEIGHT_ROUNDING, atol=1e-6)
+    assert_close(gradient_T, expected_T, rtol=WEIGHT_ROUNDING, atol=1e-15)
+
+
+@pytest.fixture
+def unclamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl does not clamp log-ratios in KL-Cov and Clip-Cov; we do, to ±20, as everywhere."""
+    monkeypatch.setattr(objective, "LOG_RATIO_LIMIT", math.inf)
+
+
+@pytest.mark.usefixtures("unclamped")
+@for_each_case
+@pytest.mark.parametrize("number", range(len(SETTINGS["covariance_fractions"])))
+def test_kl_cov(name: str, number: int) -> None:
+    """`compute_policy_loss_kl_cov`: what is selected, the loss and its gradient."""
+    batch, new_T = batch_of(name), new_leaf(batch_of(name))
+    unclipped = PolicyLossConfig(clip_low=1.0, clip_high=math.inf, dual_clip=None, kl_coefficient=0.0)
+    fraction, coefficient = SETTINGS["covariance_fractions"][number], SETTINGS["kl_cov_coefficients"][number]
+    config = KLCovConfig(fraction=fraction, coefficient=coefficient, loss=unclipped)
+    loss, chosen = held_back(batch, config, new_T, {})
+    assert chosen["is_selected"].sum() == max(1, int(fraction * int(batch.lengths_N.sum())))
+    if name == "zero_advantages":
+        # All covariances are equal, so any choice of as many tokens is right, and only they have a gradient.
+        assert batch[f"kl_cov/{number}/gradient"].count_nonzero() == chosen["is_selected"].sum()
+        assert torch.equal(torch.autograd.grad(loss, new_T)[0] != 0, chosen["is_selected"] > 0)
+        return
+    assert_equal_loss_and_gradient(batch, f"kl_cov/{number}", loss, new_T)
+
+
+@pytest.mark.usefixtures("unclamped")
+@for_each_case
+@pytest.mark.parametrize("number", range(len(SETTINGS["clip_cov"])))
+def test_clip_cov(name: str, number: int) -> None:
+    """`compute_policy_loss_clip_cov`: the candidates, and with verl's draw among them the loss and its gradient."""
+    batch, new_T = batch_of(name), new_leaf(batch_of(name))
+    bounds = SETTINGS["clip_cov"][number]
+    clip = (bounds["clip_low"], bounds["clip_high"])
+    loss_config = PolicyLossConfig(clip_low=clip[0], clip_high=clip[1], dual_clip=None, kl_coefficient=0.0)
+    fraction = SETTINGS["covariance_fractions"][number]
+    config = ClipCovConfig(fraction=fraction, low=bounds["low"], high=bounds["high"], loss=loss_config)
+    cov_T, ratio_T = covariance_T(batch["new"], batch["grpo_std"]), importance_ratio_T(batch["new"], batch["old"])
+    candidates = is_within_T(cov_T, ratio_T, batch["grpo_std"], config, clip).nonzero().squeeze(-1)
+    permutation = batch[f"clip_cov/{number}/permutation"]
+    assert len(candidates) == len(permutation)
+    # The candidates that verl's permutation puts first get the largest lots, those that are none even larger ones.
+    lot_T = torch.full_like(cov_T, 2.0)
+    lot_T[candidates[permutation]] = torch.linspace(1.0, 0.1, len(permutation), dtype=torch.float64)
+    loss, _ = held_back(batch, config, new_T, {"lot": lot_T})
+    assert_equal_loss_and_gradient(batch, f"clip_cov/{number}", loss, new_T)
+
+
+def test_the_covariance_cases_say_something() -> None:
+    """Clip-Cov leaves candidates out in some case and finds none in another; selections have a gradient to lose."""
+    found = [len(batch_of(name)["clip_cov/1/permutation"]) for name in CASES]
+    allowed = [max(1, int(0.2 * int(batch_of(name).lengths_N.sum()))) for name in CASES]
+    assert any(many > few for many, few in zip(found, allowed, strict=True))
+    assert any(len(batch_of(name)["clip_cov/0/permutation"]) == 0 for name in CASES)
+    assert any(len(batch_of(name)["clip_cov/0/permutation"]) > 0 for name in CASES)
+    for name in ("unequal_lengths", "clipped_on_both_sides"):
+        batch = batch_of(name)
+        assert (batch["kl_cov/1/gradient"] - batch["kl_cov/0/gradient"]).count_nonzero() > 3
+        assert (batch["clip_cov/1/gradient"] == 0).sum() > (batch["vanilla/0/gradient"][0] == 0).sum()
+
+
+def test_kl_controller() -> None:
+    """`AdaptiveKLController`."""
+    settings, kls = SETTINGS["controller"], RECORD["controller/kl"]
+    config = PolicyLossConfig(**{name: settings[name] for name in ("kl_coefficient", "kl_target", "kl_horizon")})
+    for kl, expected in zip(kls.tolist(), RECORD["controller/coefficient"].tolist(), strict=True):
+        config = replace(config, kl_coefficient=next_kl_coefficient(config, kl, settings["num_rollouts"]))
+        assert config.kl_coefficient == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_cases_reach_every_branch() -> None:

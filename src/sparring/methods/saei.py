@@ -31,7 +31,7 @@ bits, which the paper does not mention.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -39,16 +39,15 @@ import torch
 from torch import Tensor
 
 from sparring.data.stream import ProblemStream
-from sparring.learner import PolicyLearner
+from sparring.learner import LearnerConfig, PolicyLearner, entropy_of, is_sampled_on_T, mean_entropies
 from sparring.models.policy import Policy
 from sparring.objective import segment_mean
+from sparring.perturb.attack import random_sign
 from sparring.perturb.space import Linf
-from sparring.policy_loss import PolicyLossConfig, optimise
-from sparring.rollout import SampleRequest, sample
-from sparring.rollout.collect import BatchConfig, collect
-from sparring.scoring import MicroBatch, score
-from sparring.seeding import derive_seed
-from sparring.types import Group, Layout, Metrics, Problem, Score, View, layout_of
+from sparring.rollout.collect import collect
+from sparring.scoring import MicroBatch
+from sparring.seeding import derive_seed, generator
+from sparring.types import Group, Layout, Metrics, Problem, Score, View
 from sparring.view_attack import attack_views
 
 TokenGroup = Literal["all", "lowest", "middle", "highest"]
@@ -56,7 +55,7 @@ CLEAN, ADVERSARIAL = "clean", "adversarial"
 
 
 @dataclass(frozen=True)
-class SaEIConfig:
+class SaEIConfig(LearnerConfig):
     """SaEI; loss and credit are GRPO's."""
 
     name: Literal["saei"] = "saei"
@@ -72,15 +71,13 @@ class SaEIConfig:
     """Signed gradient steps, >= 1; the paper's is 1 and more made it collapse."""
     token_group: TokenGroup = "middle"
     """Tokens whose entropy is raised: the middle third of each response (TsEC), another third, or all (EgAS alone)."""
-    num_minibatches: int = 2
-    """Optimizer steps per batch of rollouts, >= 1."""
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    """Problems per step and dynamic sampling."""
-    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
-    """Credit, clipping, KL and aggregation."""
+    attack: Literal["gradient", "random_sign"] = "gradient"
+    """What changes the picture: the paper's attack, or its control, which moves every value up or down at random by as
+    much as all attack steps together could."""
 
     def __post_init__(self) -> None:
-        for name in ("num_clean", "num_adversarial", "num_attack_steps", "num_minibatches"):
+        super().__post_init__()
+        for name in ("num_clean", "num_adversarial", "num_attack_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
         if not 0 <= self.step_size <= 1:
@@ -89,9 +86,9 @@ class SaEIConfig:
             )
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether a frozen copy of the initial policy is kept."""
-        return self.loss.kl_coefficient > 0
+    def budget(self) -> Linf:
+        """The ball around the clean picture that all attack steps stay in."""
+        return Linf(min(1.0, self.num_attack_steps * self.step_size))
 
 
 def in_token_group_T(entropy_T: Tensor, layout: Layout, token_group: TokenGroup) -> Tensor:
@@ -115,7 +112,7 @@ def in_token_group_T(entropy_T: Tensor, layout: Layout, token_group: TokenGroup)
 def response_entropy(score: Score, layout: Layout, token_group: TokenGroup) -> Tensor:
     """Sum over responses of the mean entropy of their selected tokens: n times equation 3 (``all``) or 7
     (``middle``)."""
-    entropy_T = _entropy_of(score)
+    entropy_T = entropy_of(score)
     is_in_T = in_token_group_T(entropy_T, layout, token_group)
     rollout_T = layout.rollout_T.to(is_in_T.device)
     return segment_mean(entropy_T[is_in_T], rollout_T[is_in_T], layout.num_rollouts).sum()
@@ -126,94 +123,77 @@ class SaEI(PolicyLearner[SaEIConfig]):
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of mixed groups and the optimizer steps on it."""
-        config, temperature = self.config, self.sampling.temperature
         clean_scores: dict[Group, Score] = {}
         make_groups = partial(self.sample_groups, clean_scores=clean_scores)
-        groups, metrics = collect(stream, make_groups, config.batch, seed=derive_seed(self.seed, step))
+        groups, metrics = collect(stream, make_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         old = self._source_scores(groups, clean_scores)
-        reference_T = None
-        if self.reference is not None:
-            reference_T = score(
-                self.reference,
-                groups,
-                view=CLEAN,
-                temperature=temperature,
-                token_budget=self.player.config.token_budget,
-            ).logprobs_T
-        is_adversarial_T = _is_adversarial_T(groups)
-        entropy_T = _entropy_of(old)
-        metrics["entropy"] = float(entropy_T.mean())
-        metrics["entropy/clean"] = float(entropy_T[~is_adversarial_T].mean())
-        metrics["entropy/adversarial"] = float(entropy_T[is_adversarial_T].mean())
-        return metrics | optimise(
-            self.player,
+        is_sampled_on = {view: is_sampled_on_T(groups, view) for view in (CLEAN, ADVERSARIAL)}
+        metrics |= self.optimise(
             groups,
-            config.loss,
             view=CLEAN,
             old_logprobs_T=old.logprobs_T,
-            reference_logprobs_T=reference_T,
-            temperature=temperature,
-            max_new_tokens=self.sampling.max_new_tokens,
-            num_minibatches=config.num_minibatches,
-            is_watched_T={CLEAN: ~is_adversarial_T, ADVERSARIAL: is_adversarial_T},
+            reference_logprobs_T=self.reference_logprobs_T(groups, view=CLEAN),
+            is_watched_T=is_sampled_on,
         )
+        return metrics | mean_entropies(old, is_sampled_on)
 
     def sample_groups(
         self, problems: Sequence[Problem], seeds: Sequence[int], *, clean_scores: dict[Group, Score]
     ) -> list[Group]:
-        """Graded groups: clean responses, then those to the attacked picture. Fills in the scores of the clean ones."""
-        policy, config = self.player.policy, self.config
-        views = [policy.processor.clean_view(problem) for problem in problems]
-        drawn = sample(
-            policy,
-            [SampleRequest(p, v, config.num_clean, s) for p, v, s in zip(problems, views, seeds, strict=True)],
-            self.sampling,
-            max_rows=self.max_rows,
-        )
-        clean = [Group(p, {CLEAN: v}, r) for p, v, r in zip(problems, views, drawn, strict=True)]
-        attacked, clean_score = attack(
-            policy, clean, config, self.sampling.temperature, self.player.config.token_budget
-        )
-        # Sample numbers go on behind the clean ones: an attack of strength zero gives exactly GRPO's 2n responses.
-        drawn = sample(
-            policy,
-            [
-                SampleRequest(p, v, config.num_adversarial, s, first_sample=config.num_clean)
-                for p, v, s in zip(problems, attacked, seeds, strict=True)
-            ],
-            self.sampling,
-            max_rows=self.max_rows,
-        )
+        """Graded groups: clean responses, then those to the attacked picture. Fills in the scores of the clean ones.
+
+        An attack of strength zero gives exactly GRPO's 2n responses.
+        """
+        config = self.config
+        clean = self.sampled(self.clean_groups(problems), seeds, view=CLEAN, num_samples=config.num_clean)
+        attacked, clean_score = self._attacked_views(clean, seeds)
+        shown = [
+            replace(group, views={**group.views, ADVERSARIAL: view})
+            for group, view in zip(clean, attacked, strict=True)
+        ]
         mixed = self.grader.grade_groups(
-            [
-                replace(group, views={**group.views, ADVERSARIAL: view}, rollouts=group.rollouts + rollouts)
-                for group, view, rollouts in zip(clean, attacked, drawn, strict=True)
-            ]
+            self.sampled(shown, seeds, view=ADVERSARIAL, num_samples=config.num_adversarial)
         )
         clean_scores |= zip(mixed, _per_group(clean_score, clean), strict=True)
         return mixed
 
+    def _attacked_views(self, groups: Sequence[Group], seeds: Sequence[int]) -> tuple[list[View], Score]:
+        """For each group its attacked view, and the scores of its responses on the clean one."""
+        policy, config = self.player.policy, self.config
+        if config.attack == "gradient":
+            return attack(policy, groups, config, self.sampling.temperature, self.player.config.token_budget)
+        views = [
+            random_view(group.views[CLEAN], config.budget, derive_seed(seed, "random_sign"))
+            for group, seed in zip(groups, seeds, strict=True)
+        ]
+        return views, self.score(policy, groups, view=CLEAN, with_entropy=True)
+
     def _source_scores(self, groups: Sequence[Group], clean_scores: Mapping[Group, Score]) -> Score:
         """Log-probs and entropies of all tokens on the view each was sampled from: equation 6's denominator.
 
-        Those of clean responses are by-products of the attack's first forward pass.
+        Those of clean responses were scored before the attack or are by-products of its first forward pass.
         """
         adversarial = [replace(group, rollouts=group.rollouts[self.config.num_clean :]) for group in groups]
-        attacked_score = score(
-            self.player.policy,
-            adversarial,
-            view=ADVERSARIAL,
-            temperature=self.sampling.temperature,
-            with_entropy=True,
-            token_budget=self.player.config.token_budget,
-        )
+        attacked_score = self.score(self.player.policy, adversarial, view=ADVERSARIAL, with_entropy=True)
         pairs = list(zip((clean_scores[g] for g in groups), _per_group(attacked_score, adversarial), strict=True))
         return Score(
             torch.cat([part.logprobs_T for pair in pairs for part in pair]),
-            torch.cat([_entropy_of(part) for pair in pairs for part in pair]),
+            torch.cat([entropy_of(part) for pair in pairs for part in pair]),
         )
+
+
+def random_view(clean: View, budget: Linf, seed: int) -> View:
+    """The control of the attack: the same size of change, without a gradient; rounded to 8 bits."""
+    return View(
+        ADVERSARIAL,
+        random_sign(clean.images, budget=budget, generator=generator(seed)),
+        {
+            "operator": "random_sign", "parameters": {"radius": budget.radius}, "seed": seed,
+            "parent": {"name": clean.name},
+        },
+    )  # fmt: skip
 
 
 def attack(
@@ -235,7 +215,7 @@ def attack(
         view=CLEAN,
         name=ADVERSARIAL,
         objective=objective,
-        budget=Linf(min(1.0, config.num_attack_steps * config.step_size)),
+        budget=config.budget,
         num_steps=config.num_attack_steps,
         step_size=config.step_size,
         temperature=temperature,
@@ -256,17 +236,6 @@ def _per_group(scored: Score, groups: Sequence[Group]) -> list[Score]:
     return [
         Score(logprobs_T, entropy_T)
         for logprobs_T, entropy_T in zip(
-            scored.logprobs_T.split(lengths), _entropy_of(scored).split(lengths), strict=True
+            scored.logprobs_T.split(lengths), entropy_of(scored).split(lengths), strict=True
         )
     ]
-
-
-def _entropy_of(scored: Score) -> Tensor:
-    if scored.entropy_T is None:
-        raise ValueError("the scores hold no entropy: score with with_entropy=True")
-    return scored.entropy_T
-
-
-def _is_adversarial_T(groups: Sequence[Group]) -> Tensor:
-    is_adversarial_N = torch.tensor([r.view == ADVERSARIAL for group in groups for r in group.rollouts])
-    return is_adversarial_N[layout_of(groups).rollout_T]

@@ -17,15 +17,14 @@ import torch
 
 from sparring import distributed
 from sparring.data.scenes import SceneConfig, SceneProblems
-from sparring.methods.saei import ADVERSARIAL, CLEAN, SaEIConfig, TokenGroup, attack, response_entropy
+from sparring.methods.saei import CLEAN, SaEIConfig, TokenGroup, attack, random_view, response_entropy
 from sparring.models.policy import Policy
-from sparring.perturb.attack import random_sign
 from sparring.perturb.space import Linf
 from sparring.recipes.run import ModelConfig, load_policy, use_threads
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
-from sparring.seeding import derive_seed, generator
+from sparring.seeding import derive_seed
 from sparring.types import Group, Metrics, Score, View, layout_of
 
 RATIO_EDGES = (0.1, 0.5, 0.8, 1.0, 1.3, 2.0, 10.0)
@@ -114,14 +113,7 @@ def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] |
         clean = measure(CLEAN, 0.0, views)
         for step_size in config.step_sizes:
             control = [
-                View(
-                    ADVERSARIAL,
-                    random_sign(
-                        view.images,
-                        budget=Linf(step_size),
-                        generator=generator(derive_seed(config.seed, problem.id, "sign")),
-                    ),
-                )
+                random_view(view, Linf(step_size), derive_seed(config.seed, problem.id, "sign"))
                 for problem, view in zip(chosen, views, strict=True)
             ]
             measure("random_sign", step_size, control)

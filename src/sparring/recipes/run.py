@@ -18,7 +18,16 @@ from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import (
+    METHODS,
+    ClipCovConfig,
+    GRPOConfig,
+    KLCovConfig,
+    MethodConfig,
+    NoisyRolloutConfig,
+    RADConfig,
+    SaEIConfig,
+)
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
 from sparring.policy_loss import PolicyLossConfig
@@ -122,6 +131,22 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
         "dapo": ("GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)", RunConfig(method=dapo)),
         "drgrpo": ("Dr.GRPO: no std, constant normaliser, no KL (2503.20783)", RunConfig(method=drgrpo)),
         "gspo": ("GSPO: one importance ratio per response (2507.18071)", RunConfig(method=gspo)),
+        "noisyrollout": (
+            "NoisyRollout (2504.13055): half of each group answers a noisy picture, ever less noisy",
+            RunConfig(method=NoisyRolloutConfig()),
+        ),
+        "kl_cov": (
+            "KL-Cov (2505.22617): a penalty on the few tokens that cost most entropy",
+            RunConfig(method=KLCovConfig()),
+        ),
+        "clip_cov": (
+            "Clip-Cov (2505.22617): some of the tokens that cost most entropy give no gradient",
+            RunConfig(method=ClipCovConfig()),
+        ),
+        "rad": (
+            "GRPO on corrupted pictures throughout: the control for reward poisoning",
+            RunConfig(method=RADConfig()),
+        ),
     }
 
 
@@ -227,6 +252,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
         config.sampling,
         seed=config.seed,
         max_rows=256,
+        num_steps=config.steps,
     )
     stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
     validation = SceneProblems("validation", config.num_validation, config.data)
