@@ -18,7 +18,7 @@ from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, ROMAConfig, SaEIConfig
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
 from sparring.policy_loss import PolicyLossConfig
@@ -122,6 +122,10 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
         "dapo": ("GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)", RunConfig(method=dapo)),
         "drgrpo": ("Dr.GRPO: no std, constant normaliser, no KL (2503.20783)", RunConfig(method=drgrpo)),
         "gspo": ("GSPO: one importance ratio per response (2507.18071)", RunConfig(method=gspo)),
+        "roma": (
+            "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
+            RunConfig(method=ROMAConfig()),
+        ),
     }
 
 
