@@ -39,6 +39,7 @@ are drawn once per batch of rollouts, at model size, and rounded to 8 bits.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,11 +134,11 @@ def severities_of(member: str) -> tuple[str, range]:
     num_severities = len(CORRUPTIONS[name].severities)
     if not num_severities:
         raise ValueError(f"corruptions holds {member!r}: {name} has no severities, take another")
-    low, _, high = span.partition("-")
-    bounds = [int(bound) if bound.isascii() and bound.isdigit() else 0 for bound in (low, high or low)]
-    if not 1 <= bounds[0] <= bounds[1] <= num_severities:
+    bounds = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", span)
+    low, high = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (0, 0)
+    if not 1 <= low <= high <= num_severities:
         raise ValueError(f"corruptions holds {member!r}: write {name}:1-{num_severities}, or a part of that range")
-    return name, range(bounds[0], bounds[1] + 1)
+    return name, range(low, high + 1)
 
 
 def draw_degradations(config: ROMAConfig, seed: int) -> list[tuple[str, int]]:
