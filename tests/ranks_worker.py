@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sparring import distributed
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, ROMAConfig, SaEIConfig
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rewards import Grader
@@ -44,6 +44,11 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "no-signal": (
         GRPOConfig(group_size=2, batch=BatchConfig(3, dynamic_sampling=True, max_draws=2), loss=LOSS),
         Indifferent,
+    ),
+    # With the hidden states of other ranks' tokens, and a pass over the clean pictures that is its own.
+    "roma": (
+        ROMAConfig(group_size=4, num_views=2, divergence="exact", detach_clean=False, batch=BATCH, loss=LOSS),
+        ParityGrader,
     ),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),

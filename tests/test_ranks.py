@@ -70,7 +70,7 @@ def model(tiny_folders: dict[str, Path]) -> Path:
 @pytest.mark.parametrize(
     ("case", "variant"),
     [
-        *((case, "qwen3_vl") for case in ("grpo", "saei", "dynamic", "no-signal", "single")),
+        *((case, "qwen3_vl") for case in ("grpo", "saei", "dynamic", "no-signal", "single", "roma")),
         *(("saei", variant) for variant in ("smolvlm", "llava_onevision-sliding")),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
+from sparring.methods import METHODS, GRPOConfig, MethodConfig, ROMAConfig, SaEIConfig
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
@@ -80,6 +80,18 @@ def test_saei_without_attack_is_grpo(tiny_folders: dict[str, Path], degenerate: 
     for name in ("loss", "grad_norm", "ratio", "clip_fraction", "reference_kl", "entropy", "reward", "length"):
         for step in range(2):
             assert math.isclose(metrics[step][name], own_metrics[step][name], rel_tol=1e-4, abs_tol=1e-5), name
+    assert_same_weights(found, expected, folder)
+
+
+def test_roma_without_weights_is_grpo(tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    off = ROMAConfig(group_size=4, invariance_coefficient=0.0, auxiliary_coefficient=0.0, **SHARED)
+    expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **SHARED), 2)
+    found, own_groups, own_metrics = trained(folder, off, 2)
+    for group, own in zip(groups, own_groups, strict=True):
+        assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in own.rollouts]
+    for step in range(2):
+        assert {name: own_metrics[step][name] for name in metrics[step]} == metrics[step]
     assert_same_weights(found, expected, folder)
 
 
