@@ -68,7 +68,7 @@ def contestant(layout: str, case: str, precision: str, steps: int) -> None:
         counts["tokens"] = 0
         for micro in micro_batches(policy, groups, view="clean", token_budget=8192):
             counts["tokens"] += micro.packed.input_ids.numel()
-            logprobs_T, _ = policy.module(micro.packed, temperature=1.0)
+            logprobs_T, *_ = policy.module(micro.packed, temperature=1.0)
             logprobs_T.sum().backward()
         policy.module.zero_grad()
 

@@ -8,62 +8,17 @@ pictures. Below the measured ratio stands what a count of operations gives at th
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
-
-from harness import machine, measured, parser_of, race, ratios, spread
+from harness import machine, parser_of, race, ratios, spread
+from phases import time_steps
 
 PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference log-probs", "optimise": "update"}
 """Functions that a method calls -> what they are."""
 
 
 def contestant(name: str, precision: str, steps: int) -> None:
-    from sparring import learner
-    from sparring.data.scenes import SceneProblems
-    from sparring.data.stream import ProblemStream
-    from sparring.methods import METHODS, saei
-    from sparring.models.policy import Policy
-    from sparring.recipes.run import PRESETS, use_threads
-    from sparring.rewards import Grader
-    from sparring.update import Player
+    from sparring.recipes.run import PRESETS
 
-    use_threads(None)
-    config = PRESETS[name][1]
-    policy = Policy.load("bundled", precision=precision)  # type: ignore[arg-type]
-    spent: dict[str, float] = defaultdict(float)
-
-    def clocked(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[phase] += time.perf_counter() - start
-
-        return run
-
-    for module in (learner, saei):
-        for function, phase in PHASES.items():
-            if hasattr(module, function):
-                setattr(module, function, clocked(getattr(module, function), phase))
-    with Grader(config.reward) as grader:
-        method = METHODS[type(config.method)](
-            config.method, Player("policy", policy, config.optim), policy.clone_frozen(), grader,
-            config.sampling, seed=0, max_rows=256,
-        )  # fmt: skip
-        stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), 0)
-        rows = []
-        for number in range(2 + steps):
-            spent.clear()
-            start = time.perf_counter()
-            length = method.step(stream, number)["length"]
-            seconds = time.perf_counter() - start
-            rows.append({"seconds": seconds, "length": length, "rest": seconds - sum(spent.values()), **spent})
-    names = rows[-1].keys()
-    measured({key: round(statistics.median(row[key] for row in rows[2:]), 4) for key in names})
+    time_steps(PRESETS[name][1], precision, steps, PHASES)
 
 
 def at_lengths(prompt: int, response: int, group: int, rollout_share: float, rollout_factor: float) -> float:

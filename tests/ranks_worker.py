@@ -20,6 +20,7 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    ROMAConfig,
     SaEIConfig,
 )
 from sparring.models.policy import Policy
@@ -59,6 +60,11 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "no-signal": (
         GRPOConfig(group_size=2, batch=BatchConfig(3, dynamic_sampling=True, max_draws=2), loss=LOSS),
         Indifferent,
+    ),
+    # With the hidden states of other ranks' tokens, and a pass over the clean pictures that is its own.
+    "roma": (
+        ROMAConfig(group_size=4, num_views=2, divergence="exact", detach_clean=False, batch=BATCH, loss=LOSS),
+        ParityGrader,
     ),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),

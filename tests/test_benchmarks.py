@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 CONTESTANTS = {
     "grpo_step.py": (["--contestant", "ours"], ["--contestant", "trl", "--rows", "64"]),
     "saei_step.py": (["--contestant", "grpo"], ["--contestant", "saei"]),
+    "roma_step.py": tuple(["--contestant", name] for name in ("roma", "roma-mean", "roma-exact")),
     "growth.py": tuple(["--contestant", layout, "--case", "responses 4"] for layout in ("shared", "halves", "plain")),
 }
 

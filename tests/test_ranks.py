@@ -18,7 +18,7 @@ from torch import Tensor
 from sparring.models.policy import Policy
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-CASES = ("grpo", "saei", "noisyrollout", "kl_cov", "clip_cov", "rad", "dynamic", "no-signal", "single")
+CASES = ("grpo", "saei", "noisyrollout", "kl_cov", "clip_cov", "rad", "roma", "dynamic", "no-signal", "single")
 TIMINGS = {"seconds"}
 NOT_COMPARED = re.compile(r"vision.*k_proj\.bias$|vision_tower\.post_layernorm")
 """Softmax cancels the bias of keys that are not rotated: Adam turns its gradient, which is rounding, into whole steps.

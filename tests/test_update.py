@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparring.models.head import Comparison, Direction
 from sparring.models.policy import Policy
 from sparring.scoring import score
 from sparring.types import Group, Score, layout_of
 from sparring.update import Minibatch, NonFiniteLossError, OptimConfig, Pass, Player, Tokens, split_evenly, update
-from tiny_models import tiny_group
+from tiny_models import model_inputs, response_logprobs, tiny_group
 
 TEMPERATURE = 0.9
 
@@ -222,6 +223,60 @@ def test_a_step_lowers_its_own_loss(policy: Policy) -> None:
     minibatch = minibatch_of(mixed_groups())
     losses = [update(player, [Pass(minibatch, weighted, "clean")], temperature=TEMPERATURE)["loss"] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_rollouts_are_taken_out_with_their_constants() -> None:
+    minibatch = minibatch_of(mixed_groups())  # of 3, 5, 1; 6, 2; 2, 7, 4 tokens
+    is_kept_N = torch.tensor([True, False, True, False, False, False, True, True])
+    kept = minibatch.only(is_kept_N)
+    expected = [minibatch.groups[group].rollouts[n] for group, n in ((0, 0), (0, 2), (2, 1), (2, 2))]
+    assert [rollout for group in kept.groups for rollout in group.rollouts] == expected
+    assert [group.problem for group in kept.groups] == [minibatch.groups[n].problem for n in (0, 2)]
+    places = [*range(3), 8, *range(19, 30)]
+    assert kept.constants["place"].tolist() == places
+    assert torch.equal(kept.constants["weight"], minibatch.constants["weight"][places])
+    assert minibatch.only(torch.zeros(8, dtype=torch.bool)).groups == ()
+
+
+@pytest.mark.parametrize("budget", [10_000, 60])
+@pytest.mark.parametrize("direction", ["to_others", "from_others"])
+def test_a_loss_sees_the_comparison_of_its_own_tokens(policy: Policy, budget: int, direction: Direction) -> None:
+    groups = [tiny_group(10 * n, (3, 5, 2), views=("clean", "noisy")) for n in range(3)]
+    arguments = {"temperature": TEMPERATURE, "token_budget": 60}
+    noisy = score(policy, groups, view="noisy", with_hidden=True, **arguments)
+    minibatch = Minibatch(tuple(groups), {"others": noisy.hidden_TD[:, None], "place": torch.arange(30)})
+    compared = score(
+        policy, groups, view="clean", compare=Comparison(minibatch.constants["others"], direction), **arguments
+    )
+    # The oracle: both distributions by plain forwards of transformers, response by response.
+    expected = []
+    for group in groups:
+        prompt = policy.encode(group.problem, group.views["clean"])
+        for rollout in group.rollouts:
+            clean, other = (
+                response_logprobs(
+                    policy,
+                    prompt.input_ids,
+                    rollout.token_ids,
+                    model_inputs(policy, group.views[name].images),
+                    TEMPERATURE,
+                ).detach()
+                for name in ("clean", "noisy")
+            )
+            first, second = (clean, other) if direction == "to_others" else (other, clean)
+            expected.append((first.exp() * (first - second)).sum(-1))
+    expected_T = torch.cat(expected)
+    assert expected_T.min() > 1e-3
+    torch.testing.assert_close(compared.kl_TM[:, 0], expected_T, atol=1e-5, rtol=1e-3)
+    seen: list[int] = []
+
+    def loss(scores: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.testing.assert_close(scores.kl_TM[:, 0].detach(), expected_T[tokens["place"]], atol=1e-5, rtol=1e-3)
+        seen.extend(tokens["place"].tolist())
+        return scores.kl_TM.sum(), {}
+
+    update(sgd_player(policy, budget), [Pass(minibatch, loss, "clean", compare=direction)], temperature=TEMPERATURE)
+    assert sorted(seen) == list(range(30))
 
 
 @given(num_groups=st.integers(1, 40), num_parts=st.integers(1, 50))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparring import distributed
 from sparring.models.family import RowLayout
+from sparring.models.head import Comparison
 from sparring.models.packing import PackedBatch, Row, pack, split_responses
 from sparring.models.policy import Policy
 from sparring.types import Group, Layout, Score, View, layout_of
@@ -95,6 +96,8 @@ def score(
     view: str | None,
     temperature: float,
     with_entropy: bool = False,
+    compare: Comparison | None = None,
+    with_hidden: bool = False,
     token_budget: int,
 ) -> Score:
     """Log-probabilities of all response tokens, without gradient; arguments as ``micro_batches``.
@@ -102,13 +105,22 @@ def score(
     Args:
         temperature: logits are divided by it, > 0.
         with_entropy: also the entropy over the whole vocabulary.
+        compare: also the KL to or from these distributions of all tokens.
+        with_hidden: also the hidden states, for such a comparison: T x D numbers.
     """
     scores, indices = [], []
     for micro in micro_batches(policy, groups, view=view, token_budget=token_budget):
-        scored = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
-        if not micro.is_idle:
-            scores.append(scored)
-            indices.append(micro.token_index)
+        own = None
+        if compare is not None:
+            index_t = micro.token_index.to(compare.hidden_TMD.device)
+            own = replace(compare, hidden_TMD=compare.hidden_TMD[index_t].to(policy.device))
+        logprobs_t, *more = policy.module(
+            micro.packed, temperature=temperature, with_entropy=with_entropy, compare=own, with_hidden=with_hidden
+        )
+        # Of an idle micro-batch nothing but the shapes.
+        kept = slice(0) if micro.is_idle else slice(None)
+        scores.append(Score(logprobs_t[kept], *(None if values is None else values[kept] for values in more)))
+        indices.append(micro.token_index[kept])
     return _end_to_end(scores, indices, layout_of(groups).num_tokens, policy.device, with_entropy)
 
 
@@ -245,10 +257,18 @@ def _end_to_end(
     index = torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(device)
 
     def placed(parts: Sequence[Tensor]) -> Tensor:
-        values_T = torch.zeros(num_tokens, device=device, dtype=parts[0].dtype if parts else None)
+        shape, dtype = (parts[0].shape[1:], parts[0].dtype) if parts else ((), None)
+        values_T = torch.zeros(num_tokens, *shape, device=device, dtype=dtype)
         values_T[index] = torch.cat([values_T[:0], *parts])
         return distributed.all_reduce_sum(values_T)
 
     logprobs_T = placed([part.logprobs_T for part in scores])
     entropies = [part.entropy_T for part in scores if part.entropy_T is not None]
-    return Score(logprobs_T, placed(entropies) if with_entropy else None)
+    comparisons = [part.kl_TM for part in scores if part.kl_TM is not None]
+    hidden = [part.hidden_TD for part in scores if part.hidden_TD is not None]
+    return Score(
+        logprobs_T,
+        placed(entropies) if with_entropy else None,
+        placed(comparisons) if comparisons else None,
+        placed(hidden) if hidden else None,
+    )

@@ -119,6 +119,11 @@ class Score:
     """float32 (T,): log-probability of each response token at the rollout temperature."""
     entropy_T: Tensor | None = None
     """float32 (T,): entropy over the whole vocabulary in nats at the same temperature, if it was asked for."""
+    kl_TM: Tensor | None = None
+    """float32 (T, M): KL over the whole vocabulary, in nats at the same temperature, between each token's distribution
+    and M others that it was compared with, if it was."""
+    hidden_TD: Tensor | None = None
+    """(T, D): the hidden states that predict the tokens, in the policy's precision, if they were asked for."""
 
 
 @dataclass(frozen=True, eq=False)

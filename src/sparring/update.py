@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sparring import distributed
+from sparring.models.head import Comparison, Direction
 from sparring.models.policy import Policy
 from sparring.scoring import MicroBatch, micro_batches
-from sparring.types import Group, Layout, Metrics, Score
+from sparring.types import Group, Layout, Metrics, Score, layout_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,20 @@ class Minibatch:
 
     groups: tuple[Group, ...]
     constants: Mapping[str, Tensor]
-    """Named per-token values without gradient, each (T,): old log-probs, advantages, weights, ..."""
+    """Named per-token values without gradient, each (T,) or (T, ...): old log-probs, advantages, weights, ..."""
+
+    def only(self, is_kept_N: Tensor) -> Minibatch:
+        """Its rollouts for which ``is_kept_N`` (bool, on the CPU) is true, with their constants as they are.
+
+        A group of which none is left is left out.
+        """
+        is_kept_T = is_kept_N[layout_of(self.groups).rollout_T]
+        kept = iter(is_kept_N.tolist())
+        cut = [replace(g, rollouts=tuple(r for r in g.rollouts if next(kept))) for g in self.groups]
+        return Minibatch(
+            tuple(group for group in cut if group.rollouts),
+            {name: values_T[is_kept_T] for name, values_T in self.constants.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +165,8 @@ class Pass:
     """The view that tokens are scored under; None is each rollout's own."""
     with_entropy: bool = False
     """Give the loss the entropy too."""
+    compare: Direction | None = None
+    """Give the loss the KL to or from the distributions whose hidden states are the constant ``others`` (T, M, D)."""
 
 
 def update(player: Player, passes: Sequence[Pass], *, temperature: float) -> Metrics:
@@ -187,8 +203,10 @@ def _accumulate(player: Player, one: Pass, temperature: float) -> Metrics:
     for micro in micro_batches(
         player.policy, one.minibatch.groups, view=one.view, token_budget=player.config.token_budget
     ):
-        score = Score(*module(micro.packed, temperature=temperature, with_entropy=one.with_entropy))
-        loss, named = one.loss(score, tokens_of(one.minibatch, micro, device))
+        tokens = tokens_of(one.minibatch, micro, device)
+        compare = None if one.compare is None else Comparison(tokens["others"], one.compare)
+        score = Score(*module(micro.packed, temperature=temperature, with_entropy=one.with_entropy, compare=compare))
+        loss, named = one.loss(score, tokens)
         # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
         (loss * (0.0 if micro.is_idle else distributed.world_size())).backward()
         for name, value in {"loss": loss, **named}.items():

@@ -19,6 +19,7 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    ROMAConfig,
     SaEIConfig,
     rad,
 )
@@ -134,6 +135,18 @@ def assert_same_run(folder: Path, degenerate: MethodConfig, baseline: GRPOConfig
     for name in ("loss", "grad_norm", "ratio", "clip_fraction", "reference_kl", "entropy", "reward", "length"):
         for step in range(2):
             assert math.isclose(metrics[step][name], own_metrics[step][name], rel_tol=1e-4, abs_tol=1e-5), name
+    assert_same_weights(found, expected, folder)
+
+
+def test_roma_without_weights_is_grpo(tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    off = ROMAConfig(group_size=4, invariance_coefficient=0.0, auxiliary_coefficient=0.0, **SHARED)
+    expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **SHARED), 2)
+    found, own_groups, own_metrics = trained(folder, off, 2)
+    for group, own in zip(groups, own_groups, strict=True):
+        assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in own.rollouts]
+    for step in range(2):
+        assert {name: own_metrics[step][name] for name in metrics[step]} == metrics[step]
     assert_same_weights(found, expected, folder)
 
 

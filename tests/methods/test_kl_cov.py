@@ -240,7 +240,11 @@ def test_what_optimise_gets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert call["view"] == "clean" and call["reference_logprobs_T"] is None
     minibatch = Minibatch(tuple(call["groups"]), {"old": call["old_logprobs_T"]})
     lots = call["prepare"](minibatch)
-    assert list(lots) == ["lot"] and lots["lot"].shape == call["old_logprobs_T"].shape
+    assert list(lots) == ["lot", "has_moved"] and lots["lot"].shape == call["old_logprobs_T"].shape
+    assert not lots["has_moved"].any()
+    method.player.num_updates += 1
+    assert call["prepare"](minibatch)["has_moved"].all()
+    method.player.num_updates -= 1
     method.step(stream(), 0)
     assert torch.equal(calls[1]["prepare"](minibatch)["lot"], lots["lot"]), "the same step draws the same lots"
     method.step(stream(), 1)

@@ -281,7 +281,13 @@ def held_back(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Our KL-Cov or Clip-Cov over a batch that is the whole step, and what it selected."""
     weight_T = batch.weights_T("token-mean").double()
-    constants = {"old": batch["old"], "advantage": batch["grpo_std"], "weight": weight_T, "share": weight_T} | constants
+    constants = constants | {
+        "old": batch["old"],
+        "advantage": batch["grpo_std"],
+        "weight": weight_T,
+        "share": weight_T,
+        "has_moved": torch.ones_like(weight_T),
+    }
     layout = Layout(batch.rollout_T, batch.lengths_N, batch["group"])
     loss_function = held_back_loss(config, policy_loss(config.loss))
     chosen = select(config, batch["new"], constants)

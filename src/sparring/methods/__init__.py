@@ -4,17 +4,19 @@ from sparring.methods.grpo import GRPO, GRPOConfig
 from sparring.methods.kl_cov import ClipCovConfig, Covariance, KLCovConfig
 from sparring.methods.noisyrollout import NoisyRollout, NoisyRolloutConfig
 from sparring.methods.rad import RAD, RADConfig
+from sparring.methods.roma import ROMA, ROMAConfig
 from sparring.methods.saei import SaEI, SaEIConfig
 
-MethodConfig = GRPOConfig | SaEIConfig | NoisyRolloutConfig | KLCovConfig | ClipCovConfig | RADConfig
+MethodConfig = GRPOConfig | SaEIConfig | NoisyRolloutConfig | KLCovConfig | ClipCovConfig | RADConfig | ROMAConfig
 
-METHODS: dict[type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD]] = {
+METHODS: dict[type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD] | type[ROMA]] = {
     GRPOConfig: GRPO,
     SaEIConfig: SaEI,
     NoisyRolloutConfig: NoisyRollout,
     KLCovConfig: Covariance,
     ClipCovConfig: Covariance,
     RADConfig: RAD,
+    ROMAConfig: ROMA,
 }
 """From a method's configuration to the method."""
 
@@ -22,6 +24,7 @@ __all__ = [
     "GRPO",
     "METHODS",
     "RAD",
+    "ROMA",
     "ClipCovConfig",
     "Covariance",
     "GRPOConfig",
@@ -30,6 +33,7 @@ __all__ = [
     "NoisyRollout",
     "NoisyRolloutConfig",
     "RADConfig",
+    "ROMAConfig",
     "SaEI",
     "SaEIConfig",
 ]

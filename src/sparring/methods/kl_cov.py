@@ -22,7 +22,10 @@ One step:
 **Deviations.** Selection is over the whole optimizer step, as the paper describes it; the official code's, within each
 micro-batch, is ``selection="micro_batch"``. There at least one token of *each* micro-batch is selected, so how much is
 held back depends on how the step was cut. A fraction of 0 selects nothing; in the official code it still selects one
-token. Two optimizer steps per batch of rollouts instead of eight: our batches are small.
+token. Before a batch's first optimizer step log rho is 0, and so is KL-Cov's penalty; in floating point it is not quite
+0, and |log rho| would push the selected tokens with full weight in a direction that rounding chose (in the official
+code it does). Here the penalty begins with the second step. Two optimizer steps per batch of rollouts instead of eight:
+our batches are small.
 """
 
 from __future__ import annotations
@@ -164,8 +167,9 @@ def select(
 def held_back_loss(config: KLCovConfig | ClipCovConfig, base: LossFunction) -> LossFunction:
     """``base`` with KL-Cov's penalty on the selected tokens, or without their advantage (Clip-Cov).
 
-    Also reports, as means over tokens, the share ``selected`` and the ``covariance``, and the ``penalty`` as it is in
-    the loss.
+    Beside what :func:`select` reads or gives, KL-Cov's reads ``has_moved``: 0 while the policy is that of the old
+    log-probs, then 1. Also reports, as means over tokens, the share ``selected`` and the ``covariance``, and the
+    ``penalty`` as it is in the loss.
     """
 
     def loss(score: Score, tokens: Tokens) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -180,7 +184,7 @@ def held_back_loss(config: KLCovConfig | ClipCovConfig, base: LossFunction) -> L
             "covariance": (share_T * chosen["covariance"]).sum(),
         }
         if isinstance(config, KLCovConfig):
-            distance_T = (score.logprobs_T - tokens["old"]).abs()
+            distance_T = (score.logprobs_T - tokens["old"]).abs() * tokens["has_moved"]
             penalty = config.coefficient * (tokens["weight"] * is_selected_T * distance_T).sum()
             total, of_base = base(score, tokens)
             return total + penalty, {**of_base, **named, "penalty": penalty.detach()}
@@ -223,14 +227,17 @@ class Covariance(PolicyLearner[KLCovConfig | ClipCovConfig]):
         lots, start = generator(seed), self.player.num_updates
 
         def prepare(minibatch: Minibatch) -> Mapping[str, Tensor]:
-            constants = dict(minibatch.constants)
-            constants["lot"] = torch.rand(constants["old"].shape, generator=lots)
-            if self.config.selection == "micro_batch":
-                return {"lot": constants["lot"]}
-            current_T = constants["old"]
             # The first minibatch meets the policy that gave the old log-probs.
-            if self.player.num_updates > start:
+            has_moved = self.player.num_updates > start
+            current_T = minibatch.constants["old"]
+            own = {
+                "lot": torch.rand(current_T.shape, generator=lots),
+                "has_moved": torch.full_like(current_T, float(has_moved)),
+            }
+            if self.config.selection == "micro_batch":
+                return own
+            if has_moved:
                 current_T = self.score(self.player.policy, minibatch.groups, view="clean").logprobs_T.cpu()
-            return select(self.config, current_T, constants)
+            return own | select(self.config, current_T, {**minibatch.constants, **own})
 
         return prepare

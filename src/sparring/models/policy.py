@@ -25,7 +25,7 @@ from sparring.models.attention import SharedPrefix
 from sparring.models.cache import SiblingCache
 from sparring.models.families import bundled_path, load_vlm, row_layout
 from sparring.models.family import Family, RowLayout
-from sparring.models.head import token_logprobs
+from sparring.models.head import Comparison, token_kl, token_logprobs
 from sparring.models.packing import PackedBatch
 from sparring.models.processor import Processor, Prompt
 from sparring.types import Problem, View
@@ -71,17 +71,26 @@ class PolicyModule(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def forward(
-        self, batch: PackedBatch, *, temperature: float, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability of every response token of a packed batch, and the entropy of its distribution on request.
+        self,
+        batch: PackedBatch,
+        *,
+        temperature: float,
+        with_entropy: bool = False,
+        compare: Comparison | None = None,
+        with_hidden: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Log-probability of every response token of a packed batch, and on request more of its distribution.
 
         Args:
             batch: rows on this module's device; gradients flow to its ``images`` where they require one.
             temperature: logits are divided by it, > 0.
             with_entropy: also return the entropy over the whole vocabulary.
+            compare: also return the KL over the whole vocabulary between it and other distributions.
+            with_hidden: also return the hidden states that ``Comparison`` takes, without gradient.
 
         Returns:
-            ``logprobs_T`` and ``entropy_T`` (nats, or None), float32, tokens in the order of ``batch.target_T``.
+            What ``Score`` holds, in its order: ``logprobs_T``, ``entropy_T``, ``kl_TM`` and ``hidden_TD``, None where
+            it was not asked for, tokens in the order of ``batch.target_T``; float32 but for the hidden states.
         """
         with self.autocast():
             hidden_BLD = self._hidden(
@@ -95,14 +104,15 @@ class PolicyModule(nn.Module):
                 use_cache=False,
             )
             weight_VD = self.vlm.get_output_embeddings().weight
-            return token_logprobs(
-                hidden_BLD.flatten(0, 1)[batch.predict_T],
-                weight_VD,
-                batch.target_T,
-                temperature=temperature,
-                with_entropy=with_entropy,
-                chunk=max(1, LOGITS_PER_CHUNK // weight_VD.shape[0]),
+            hidden_TD = hidden_BLD.flatten(0, 1)[batch.predict_T]
+            chunk = max(1, LOGITS_PER_CHUNK // weight_VD.shape[0])
+            logprobs_T, entropy_T = token_logprobs(
+                hidden_TD, weight_VD, batch.target_T, temperature=temperature, with_entropy=with_entropy, chunk=chunk
             )
+            kl_TM = None
+            if compare is not None:
+                kl_TM = token_kl(hidden_TD, weight_VD, compare, temperature=temperature, chunk=chunk)
+            return logprobs_T, entropy_T, kl_TM, hidden_TD.detach() if with_hidden else None
 
     @torch.no_grad()
     def prefill(

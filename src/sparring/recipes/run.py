@@ -26,6 +26,7 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    ROMAConfig,
     SaEIConfig,
 )
 from sparring.models.families import fingerprint
@@ -146,6 +147,10 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
         "rad": (
             "GRPO on corrupted pictures throughout: the control for reward poisoning",
             RunConfig(method=RADConfig()),
+        ),
+        "roma": (
+            "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
+            RunConfig(method=ROMAConfig()),
         ),
     }
 
