@@ -51,7 +51,7 @@ def test_everything_is_on_the_corrupted_view(folder: Path, monkeypatch: pytest.M
         return {}
 
     monkeypatch.setattr(learner, "optimise", record)
-    method = method_of(folder, corruptions=(("gaussian_noise", 5),))
+    method = method_of(folder, corruptions=("gaussian_noise:5",))
     method.step(stream(), 0)
     (call,) = calls
     groups = call["groups"]
@@ -69,8 +69,7 @@ def test_everything_is_on_the_corrupted_view(folder: Path, monkeypatch: pytest.M
 
 
 def test_each_problem_gets_one_of_the_corruptions(folder: Path) -> None:
-    corruptions = (("gaussian_noise", 1), ("gaussian_noise", 5))
-    method = method_of(folder, corruptions=corruptions)
+    method = method_of(folder, corruptions=("gaussian_noise:1", "gaussian_noise:5"))
     problems = stream(20).take(20)
     groups = method.sample_groups(problems, list(range(20)))
     counts = {1: 0, 5: 0}
@@ -109,10 +108,8 @@ def test_it_is_registered() -> None:
     ("settings", "message"),
     [
         ({"group_size": 1}, "group_size=1"),
-        ({"corruptions": ()}, "corruptions is empty"),
-        ({"corruptions": (("fumes", 1),)}, "'fumes': known are .*gaussian_noise"),
-        ({"corruptions": (("gaussian_noise", 6),)}, "gaussian_noise at severity 6: it has 1 to 5"),
-        ({"corruptions": (("blank", 1),)}, "blank at severity 1: it has no severities"),
+        ({"corruptions": ()}, "corruptions: no corruption is named"),
+        ({"corruptions": ("fumes:1",)}, "corruptions: 'fumes:1' is unknown"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

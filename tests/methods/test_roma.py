@@ -26,7 +26,6 @@ from sparring.methods.roma import (
     draw_degradations,
     is_regularised_N,
     penalty_shares_KT,
-    severities_of,
 )
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTIONS, Corruption
@@ -101,30 +100,6 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], fol
 # Draws and pure functions
 
 
-def test_members_name_a_corruption_and_severities() -> None:
-    assert severities_of("gaussian_noise:2") == ("gaussian_noise", range(2, 3))
-    assert severities_of("gaussian_noise:1-5") == ("gaussian_noise", range(1, 6))
-
-
-@pytest.mark.parametrize(
-    ("member", "message"),
-    [
-        ("gausian_noise:1", "known are gaussian_noise"),
-        ("gaussian_noise", "write gaussian_noise:1-5"),
-        ("gaussian_noise:0-2", "write gaussian_noise:1-5"),
-        ("gaussian_noise:3-2", "write gaussian_noise:1-5"),
-        ("gaussian_noise:1-6", "write gaussian_noise:1-5"),
-        ("gaussian_noise:1-", "write gaussian_noise:1-5"),
-        ("gaussian_noise:²", "write gaussian_noise:1-5"),
-        ("blank:1", "blank has no severities"),
-    ],
-)
-def test_a_member_that_cannot_be_is_named(member: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        small(corruptions=("gaussian_noise:1", member))
-    assert repr(member) in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
@@ -134,7 +109,8 @@ def test_a_member_that_cannot_be_is_named(member: str, message: str) -> None:
         ({"invariance_coefficient": -1.0}, "invariance_coefficient=-1.0"),
         ({"auxiliary_coefficient": math.inf}, "auxiliary_coefficient=inf"),
         ({"auxiliary_coefficient": math.nan}, "auxiliary_coefficient=nan"),
-        ({"corruptions": ()}, "corruptions is empty"),
+        ({"corruptions": ()}, "corruptions: no corruption is named"),
+        ({"corruptions": ("fog:6",)}, "corruptions: 'fog:6': write fog:1-5"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:

@@ -238,6 +238,6 @@ class Covariance(PolicyLearner[KLCovConfig | ClipCovConfig]):
                 return own
             if has_moved:
                 current_T = self.score(self.player.policy, minibatch.groups, view="clean").logprobs_T.cpu()
-            return own | select(self.config, current_T, {**minibatch.constants, **own})
+            return {**own, **select(self.config, current_T, {**minibatch.constants, **own})}
 
         return prepare

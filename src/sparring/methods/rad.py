@@ -26,7 +26,7 @@ from typing import Literal
 
 from sparring.data.stream import ProblemStream
 from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, mean_entropies
-from sparring.perturb.corruptions import CORRUPTIONS, corrupt
+from sparring.perturb.corruptions import corrupt, parse_members
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed
 from sparring.types import Group, Metrics, Problem, View
@@ -42,21 +42,17 @@ class RADConfig(LearnerConfig):
     """The method."""
     group_size: int = 8
     """Responses per problem, G >= 2."""
-    corruptions: tuple[tuple[str, int], ...] = (("gaussian_noise", 3),)
-    """Name and severity of each corruption, of which every problem gets one, all equally likely."""
+    corruptions: tuple[str, ...] = ("gaussian_noise:3",)
+    """Of which every problem gets one: sets of corruptions, or single ones with a severity or a range, as `fog:2` or
+    `fog:1-3`. All equally likely, and so are the severities of one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_group_size(self.group_size)
-        if not self.corruptions:
-            raise ValueError("corruptions is empty: name one with its severity, or take grpo for clean pictures")
-        for name, severity in self.corruptions:
-            if name not in CORRUPTIONS:
-                raise ValueError(f"corruptions holds {name!r}: known are {', '.join(CORRUPTIONS)}")
-            known = len(CORRUPTIONS[name].severities)
-            if not 1 <= severity <= known:
-                levels = f"1 to {known}" if known else "no severities"
-                raise ValueError(f"corruptions holds {name} at severity {severity}: it has {levels}")
+        try:
+            parse_members(self.corruptions)
+        except ValueError as error:
+            raise ValueError(f"corruptions: {error}") from error
 
 
 class RAD(PolicyLearner[RADConfig]):
@@ -87,6 +83,7 @@ class RAD(PolicyLearner[RADConfig]):
 
     def corrupted_view(self, clean: View, seed: int) -> View:
         """The view under one of the corruptions; its provenance says which."""
-        corruptions = self.config.corruptions
-        name, severity = corruptions[derive_seed(seed, "corruption") % len(corruptions)]
+        members = list(parse_members(self.config.corruptions).items())
+        name, severities = members[derive_seed(seed, "corruption") % len(members)]
+        severity = severities[derive_seed(seed, "severity") % len(severities)]
         return replace(corrupt(clean, name, severity=severity, seed=derive_seed(seed, "noise")), name=CORRUPTED)

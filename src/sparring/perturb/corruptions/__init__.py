@@ -6,7 +6,8 @@ generator, or one per picture: a batch equals its pictures one by one.
 
 - ``registry``: ``CORRUPTIONS``, all of them by name with five severities each, and :func:`corrupt`, which applies one
   to a view.
-- ``sets``: ``CORRUPTION_SETS``, named lists of (corruption, severity); ``sheet``: a picture of a set.
+- ``sets``: ``CORRUPTION_SETS``, named lists of (corruption, severity), and :func:`parse_members` for lists that a
+  user writes; ``sheet``: a picture of a set.
 - ``noise``, ``blur``, ``weather`` (with ``frost``), ``spatter``, ``digital``: the 15 + 4 of ImageNet-C; ``field``: what
   pictures from scans, phones and messengers have been through.
 - ``draws``, ``filters``: random numbers per picture; blurs, zooms and warps that several share.
@@ -17,7 +18,7 @@ What each does, its constants and where it differs from ImageNet-C: docs/robustn
 from sparring.perturb.corruptions.digital import MID_GREY, blank
 from sparring.perturb.corruptions.noise import gaussian_noise
 from sparring.perturb.corruptions.registry import CORRUPTIONS, Corruption, corrupt
-from sparring.perturb.corruptions.sets import CORRUPTION_SETS, CorruptionSet
+from sparring.perturb.corruptions.sets import CORRUPTION_SETS, CorruptionSet, parse_members
 from sparring.perturb.corruptions.sheet import contact_sheet
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "contact_sheet",
     "corrupt",
     "gaussian_noise",
+    "parse_members",
 ]

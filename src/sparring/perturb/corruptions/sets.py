@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from sparring.perturb.corruptions.registry import CORRUPTIONS
 
 Member = tuple[str, int]
 """Name of a corruption and a severity."""
@@ -77,3 +80,42 @@ CORRUPTION_SETS: Mapping[str, CorruptionSet] = {
     )
 }
 """By name. The lists of ROMA are ours: its own are unknown."""
+
+
+def parse_members(written: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The corruptions that a list names, each with its severities, in order.
+
+    Args:
+        written: names of sets, ``name:severity``, ``name:mildest-worst``, or ``name`` for all its severities. What is
+            named twice is there once.
+
+    Raises ValueError for an empty list, and for what there is not.
+    """
+    if not written:
+        raise ValueError("no corruption is named: give at least one, for example gaussian_noise:1-3, or a set")
+    found: dict[str, tuple[int, ...]] = {}
+    for entry in written:
+        members = CORRUPTION_SETS[entry].members if entry in CORRUPTION_SETS else _graded(entry)
+        for name, severity in members:
+            found[name] = tuple(sorted({*found.get(name, ()), severity}))
+    return found
+
+
+def _graded(entry: str) -> list[Member]:
+    name, colon, span = entry.partition(":")
+    if name not in CORRUPTIONS:
+        raise ValueError(f"{entry!r} is unknown: sets are {', '.join(CORRUPTION_SETS)}; single ones {_graded_names()}")
+    num = len(CORRUPTIONS[name].severities)
+    if not num:
+        raise ValueError(f"{entry!r}: {name} has no severities, take another")
+    bounds = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", span)
+    low, high = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (0, 0)
+    if not colon:
+        low, high = 1, num
+    if not 1 <= low <= high <= num:
+        raise ValueError(f"{entry!r}: write {name}:1-{num}, or a part of that range")
+    return [(name, severity) for severity in range(low, high + 1)]
+
+
+def _graded_names() -> str:
+    return ", ".join(name for name, corruption in CORRUPTIONS.items() if corruption.severities)
