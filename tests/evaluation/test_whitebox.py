@@ -403,6 +403,6 @@ def test_groups_need_one_graded_response(policy: Policy) -> None:
 
 def test_step_size_and_large_budget_by_hand() -> None:
     assert AttackConfig(radius=8 / 255, num_steps=10).step_size == pytest.approx(2 / 255)
-    assert AttackConfig().with_large_budget == AttackConfig(radius=64 / 255, num_restarts=1)
+    assert AttackConfig().with_large_budget == AttackConfig(radius=64 / 255)
     assert AttackConfig(radius=0.5).with_large_budget.radius == 0.5
     assert AttackConfig(norm="l2", radius=2.0).with_large_budget.radius == 32.0

@@ -101,9 +101,9 @@ class AttackConfig:
 
     @property
     def with_large_budget(self) -> AttackConfig:
-        """One restart with a budget under which no model can hold up, for a check of the attack itself."""
+        """The same attack with a budget under which no model can hold up, for a check of the attack itself."""
         large = LARGE_FACTOR * self.radius if self.norm == "l2" else max(LARGE_LINF, self.radius)
-        return replace(self, radius=large, num_restarts=1)
+        return replace(self, radius=large)
 
 
 @dataclass(frozen=True)
