@@ -54,7 +54,7 @@ class StudyFolder:
     table: Mapping[str, Any]
     """Empty until the study has made one."""
     runs: Mapping[str, Mapping[str, RunFolder]]
-    """Method -> seed -> its run, those that have begun."""
+    """Arm -> seed -> its run, those that have begun."""
 
 
 Folder = RunFolder | EvaluationFolder | StudyFolder
@@ -101,14 +101,14 @@ def read_run(path: Path) -> RunFolder:
 
 
 def read_study(path: Path) -> StudyFolder:
-    """The study in ``path``: its runs lie in folders named ``<method>-<seed>``."""
+    """The study in ``path``: its runs lie in folders named ``<arm>-<seed>``."""
     study = _json(path / "study.json")
     runs: dict[str, dict[str, RunFolder]] = {}
-    for method in map(str, study.get("methods") or ()):
+    for arm in study.get("arms") or ():
         for seed in map(str, study.get("seeds") or ()):
-            folder = path / f"{method}-{seed}"
+            folder = path / f"{arm}-{seed}"
             if (folder / "metrics.jsonl").exists():
-                runs.setdefault(method, {})[seed] = read_run(folder)
+                runs.setdefault(arm, {})[seed] = read_run(folder)
     return StudyFolder(path, study, _json(path / "table.json"), runs)
 
 

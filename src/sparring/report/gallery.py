@@ -205,7 +205,7 @@ def _side(title: str, side: Mapping[str, Any]) -> Side:
     answer = number(values.get("answer"))
     return Side(
         title=title,
-        tokens=_tokens(side.get("tokens")),
+        tokens=_tokens(side.get("tokens"), str(side.get("text") or "")),
         text=visible(shortened(str(side.get("text") or ""), LONG)),
         is_right=None if answer is None else answer == 1.0,
         reward=number(reward.get("value")),
@@ -213,18 +213,25 @@ def _side(title: str, side: Mapping[str, Any]) -> Side:
     )
 
 
-def _tokens(found: object) -> list[Token]:
-    """Tokens with their entropies; those beyond the longest text that is shown are counted, not listed."""
+def _tokens(found: object, text: str) -> list[Token]:
+    """Tokens with their entropies; those beyond the longest text that is shown are counted, not listed.
+
+    A token decoded alone may lack the space that it has within the text: each takes what stands before it there.
+    """
     if not isinstance(found, list):
         return []
-    tokens, num_chars = [], 0
+    tokens: list[Token] = []
+    at, num_chars = 0, 0
     for index, pair in enumerate(found):
-        text, entropy = (*pair, None, None)[:2] if isinstance(pair, list) else (pair, None)
-        num_chars += len(str(text))
+        own, entropy = (*pair, None, None)[:2] if isinstance(pair, list) else (pair, None)
+        piece = str(own)
+        start = text.find(piece, at)
+        if piece and start >= at and not text[at:start].strip():
+            piece, at = text[at : start + len(piece)], start + len(piece)
+        num_chars += len(piece)
         if num_chars > LONG:
-            tokens.append(Token(f" … ({len(found) - index:,} more tokens)", None))
-            break
-        tokens.append(Token(visible(str(text)), number(entropy)))
+            return [*tokens, Token(f" … ({len(found) - index:,} more tokens)", None)]
+        tokens.append(Token(visible(piece), number(entropy)))
     return tokens
 
 

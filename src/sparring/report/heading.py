@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparring.evaluation.statistics import Estimate
+from sparring.report import study
 from sparring.report.comparison import Compared
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
 from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Threats
-from sparring.report.study import states
 from sparring.report.text import name_of
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
@@ -104,25 +104,27 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
     )
 
 
-def study_heading(study: StudyFolder) -> Heading:
+def study_heading(found: StudyFolder) -> Heading:
     """Of a study."""
-    methods, seeds = (list(map(name_of, study.study.get(name) or ())) for name in ("methods", "seeds"))
-    some = next((run for runs in study.runs.values() for run in runs.values()), None)
+    some = next((run for runs in found.runs.values() for run in runs.values()), None)
     facts = [
-        ("methods", ", ".join(methods)),
-        ("seeds", ", ".join(seeds)),
-        ("runs", ", ".join(f"{count} {state}" for state, count in states(study) if state)),
+        ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms") or ())),
+        ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds") or ())),
+        ("steps of each run", name_of(found.study.get("steps"))),
+        ("test problems", name_of(found.study.get("num_test"))),
+        ("runs", ", ".join(f"{count} {state}" for state, count in study.states(found) if state)),
         ("model", _model(some.config, some.starts) if some else ""),
     ]
-    recipe = study.study.get("recipe")
-    missing = [("no table: not all runs are finished", not study.table), ("no run has begun", not study.runs)]
+    recipe = found.study.get("name")
+    missing = [("no table: no run is finished", not found.table), ("no run has begun", not found.runs)]
+    again = f"sparring study {shlex.quote(str(recipe))} --out {shlex.quote(f'{found.path}-again')}"
     return Heading(
         kind="Study",
-        title=name_of(recipe or study.path.name),
-        verdict=_study_verdict(study),
+        title=name_of(recipe or found.path.name),
+        verdict=_study_verdict(found),
         facts=_known(facts),
         origin=_origin(some.starts) if some else (),
-        command=f"sparring study {shlex.quote(str(recipe))}" if recipe else "",
+        command=again if recipe else "",
         missing=[what for what, is_missing in missing if is_missing],
     )
 
@@ -133,7 +135,7 @@ def comparison_heading(labels: tuple[str, str], rows: Sequence[Compared]) -> Hea
     if not changes:
         verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
     else:
-        verdict = f"B against A, paired by problem: {_told(changes)}."
+        verdict = f"From A to B, paired by problem, {_told(changes)}."
     facts = [("A", labels[0]), ("B", labels[1])]
     return Heading("Comparison", "A against B", verdict, facts)
 
@@ -163,24 +165,18 @@ def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
     return text + "."
 
 
-def _study_verdict(study: StudyFolder) -> str:
-    baseline = name_of(study.table.get("baseline"))
-    found = {
-        f"{name_of(method)} on {name_of(row.get('name'))}": value
-        for row in study.table.get("rows") or ()
-        for method, one in (row.get("differences") or {}).items()
-        if (value := estimate(one)) is not None
-    }
-    if not found:
-        return "The study has no table yet: its verdict comes with the last run."
-    told = {name: value for name, value in found.items() if value.low > 0 or value.high < 0}
+def _study_verdict(found: StudyFolder) -> str:
+    baseline = name_of(found.table.get("baseline"))
+    all_of = study.differences(found)
+    if not all_of:
+        return "No two methods can be compared yet: the verdict comes with more runs."
+    told = {f"{m} on {c}": value for (m, c), value in all_of.items() if value.low > 0 or value.high < 0}
     if not told:
-        return f"No method can be told from {baseline} on any kind of picture."
-    best = max(told, key=lambda name: told[name].value)
-    worst = min(told, key=lambda name: told[name].value)
-    picked = dict.fromkeys([*([best] if told[best].low > 0 else []), *([worst] if told[worst].high < 0 else [])])
-    shown = "; ".join(f"{name} {_points(told[name])}" for name in picked)
-    return f"Against {baseline}, {len(told)} of {len(found)} differences can be told from chance, the largest: {shown}."
+        return f"None of {len(all_of)} differences to {baseline} can be told from chance."
+    best, worst = (choose(told, key=lambda name: told[name].value) for choose in (max, min))
+    picked = [name for name, is_shown in ((best, told[best].low > 0), (worst, told[worst].high < 0)) if is_shown]
+    shown = "; ".join(f"{name_of(name)} {_points(told[name])}" for name in picked)
+    return f"{len(told)} of {len(all_of)} differences to {baseline} can be told from chance, the largest: {shown}."
 
 
 def _told(changes: Mapping[str, Estimate]) -> str:
@@ -204,7 +200,7 @@ def _points(value: Estimate) -> str:
 
 
 def _percent(value: Estimate) -> str:
-    return f"{100 * value.value:.1f} % (95 % interval {100 * value.low:.1f}–{100 * value.high:.1f})"
+    return f"{100 * value.value:.1f} % (95 % interval {100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:

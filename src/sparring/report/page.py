@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -71,7 +72,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "heading": run_heading(run, {threat: moved.difference for threat, moved in changes.items()}, best),
         "tests": tests,
         "changes": changes,
-        "change_rows": robustness.difference_rows({threat: moved.difference for threat, moved in changes.items()}),
+        "change_rows": robustness.difference_rows([(threat, moved.difference) for threat, moved in changes.items()]),
         "families": list(robustness.family_groups(tests)),
         "reasons": [(label, *robustness.reason_table(t)) for label, t in zip(("before", "after"), tests, strict=True)],
         "panels": main,
@@ -87,6 +88,7 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
     return {
         "heading": evaluation_heading(evaluation, threats),
         "card": card,
+        "checks": robustness.checks(card),
         "kinds": robustness.by_kind(threats),
         "threats": threats,
         "corruption_rows": robustness.corruption_rows(card),
@@ -105,7 +107,6 @@ def _study(found: StudyFolder) -> dict[str, Any]:
         "table": study.read_table(found),
         "differences": study.difference_groups(found),
         "panels": study.panels(found),
-        "num_seeds": {method: len(runs) for method, runs in found.runs.items()},
         "failures": study.failures(found),
     }
 
@@ -121,7 +122,7 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     return {
         "heading": comparison_heading((str(first.path), str(second.path)), rows),
         "rows": rows,
-        "change_rows": robustness.difference_rows({row.threat: row.change.difference for row in rows}),
+        "change_rows": robustness.difference_rows([(row.threat, row.change.difference) for row in rows]),
         "families": list(robustness.family_groups([robustness.threats_of(own) for own in outcomes])),
         "settings": comparison.settings_apart(configs[0], configs[1]),
         "panels": overlaid_panels(runs),
@@ -168,8 +169,13 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=estimate, number=number, percent=_percent, points=_points)
+    environment.filters.update(estimate=estimate, number=number, percent=_percent, points=_points, sections=_sections)
     return environment
+
+
+def _sections(body: str) -> list[tuple[str, Markup]]:
+    """(anchor, title) of each section. The headings are ours: in texts of others every ``<`` is escaped."""
+    return [(anchor, Markup(title)) for anchor, title in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body)]
 
 
 def _printed(value: object) -> object:
@@ -180,7 +186,10 @@ def _printed(value: object) -> object:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     """A share of one in percent, without the sign; a dash where it is not known."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    if value is None:
+        return "–"
+    text = f"{100 * value:.{digits}f}"
+    return text.replace("-", "−") if text.strip("-0.") else text.removeprefix("-")
 
 
 def _points(value: float) -> str:

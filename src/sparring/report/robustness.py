@@ -93,20 +93,28 @@ def by_kind(threats: Threats) -> dict[str, dict[str, Mapping[str, Any]]]:
     return {title: own for title, own in groups.items() if own}
 
 
-def share_rows(named: Mapping[str, Sequence[Estimate | None]], *, is_bar: bool = False) -> list[Row]:
+def share_rows(
+    named: Mapping[str, Sequence[Estimate | None]], *, is_bar: bool = False, reference: float | None = None
+) -> list[Row]:
     """Shares of one as rows from 0 to 100 %; a label has one estimate for each colour, None where there is none."""
     rows = []
     for label, values in named.items():
         known = [(colour, value) for colour, value in enumerate(values) if value is not None]
         if known:
-            rows.append(Row(name_of(label), strip(known, bounds=SHARES, is_bar=is_bar), known, ("0", "50", "100 %")))
+            rows.append(
+                Row(
+                    name_of(label),
+                    strip(known, bounds=SHARES, is_bar=is_bar, reference=reference),
+                    known,
+                    ("0", "50", "100 %"),
+                )
+            )
     return rows
 
 
-def difference_rows(named: Mapping[str, Estimate]) -> list[Row]:
+def difference_rows(named: Sequence[tuple[str, Estimate]]) -> list[Row]:
     """Differences as rows around no difference, on one scale for all."""
-    reach = max((abs(bound) for value in named.values() for bound in (value.low, value.high)), default=0.0) * 1.05
-    reach = reach or 0.01
+    reach = max((abs(bound) for _, value in named for bound in (value.low, value.high)), default=0.0) * 1.05 or 0.01
     scale = (f"−{100 * reach:.0f}", "0", f"+{100 * reach:.0f} points")
     return [
         Row(
@@ -115,27 +123,26 @@ def difference_rows(named: Mapping[str, Estimate]) -> list[Row]:
             [(0, value)],
             scale,
         )
-        for label, value in named.items()
+        for label, value in named
     ]
 
 
 def corruption_rows(card: Mapping[str, Any]) -> list[Row]:
-    """Mean accuracy over the severities of each corruption, the hardest first."""
+    """Mean accuracy over the severities of each corruption, the hardest first, beside the clean one."""
     named = {name: estimate(entry.get("mean")) for name, entry in _corruptions(card).items()}
     known = sorted((value.value, name) for name, value in named.items() if value is not None)
-    return share_rows({name: [named[name]] for _, name in known}, is_bar=True)
+    return _bars(card, {name: named[name] for _, name in known})
 
 
 def set_rows(card: Mapping[str, Any]) -> list[Row]:
     """Mean accuracy over each named set of corruptions."""
     sets = (card.get("corruptions") or {}).get("sets") or {}
-    return share_rows({name: [estimate(value)] for name, value in sets.items()}, is_bar=True)
+    return _bars(card, {name: estimate(value) for name, value in sets.items()})
 
 
 def severity_panels(card: Mapping[str, Any]) -> list[Panel]:
     """Accuracy against severity for each corruption; severity 0 is the clean picture, the dashed line the blank one."""
-    threats = card.get("threats") or {}
-    clean, blank = (estimate((threats.get(name) or {}).get("accuracy")) for name in ("clean", "blank"))
+    clean, blank = _accuracy(card, "clean"), _accuracy(card, "blank")
     panels = []
     for name, entry in sorted(_corruptions(card).items()):
         graded = {int(s): estimate(value) for s, value in (entry.get("severities") or {}).items() if s.isdecimal()}
@@ -154,8 +161,7 @@ def severity_panels(card: Mapping[str, Any]) -> list[Panel]:
 
 def budget_panels(card: Mapping[str, Any]) -> list[Panel]:
     """Accuracy against the budget of each attack beside its controls, one panel for each norm."""
-    threats = card.get("threats") or {}
-    clean = estimate((threats.get("clean") or {}).get("accuracy"))
+    threats, clean = card.get("threats") or {}, _accuracy(card, "clean")
     norms: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
     for name, entry in threats.items():
         budget, value = entry.get("budget") or {}, estimate(entry.get("accuracy"))
@@ -184,7 +190,7 @@ def loss_panels(card: Mapping[str, Any]) -> list[Panel]:
     for name, entry in (card.get("attacks") or {}).items():
         restarts = [[number(v) for v in losses] for losses in entry.get("loss_by_step") or []]
         series = [
-            Series(f"restart {r + 1}", [(float(i), v) for i, v in enumerate(losses) if v is not None], r)
+            Series(f"restart {r + 1}", [(float(i), v) for i, v in enumerate(losses) if v is not None], r, "dots")
             for r, losses in enumerate(restarts)
         ]
         chart = line_chart(series, title=f"Loss of {name} by step", x=Axis("step of the attack"), y=Axis())
@@ -192,6 +198,16 @@ def loss_panels(card: Mapping[str, Any]) -> list[Panel]:
             legend = [(s.label, s.colour) for s in series] if len(series) > 1 else []
             panels.append(Panel(f"Loss by step: {name_of(name)}", chart, legend))
     return panels
+
+
+def checks(card: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
+    """For each attack its sanity checks, those that failed first: (state, name, figures)."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for check in card.get("checks") or ():
+        state = {True: "passed", False: "failed"}.get(check.get("passed"), "undecided")
+        line = (state, name_of(check.get("name")).replace("_", " "), name_of(check.get("detail")))
+        found.setdefault(name_of(check.get("threat")), []).append(line)
+    return {threat: sorted(lines, key=lambda line: line[0] != "failed") for threat, lines in found.items()}
 
 
 def reason_table(threats: Threats) -> tuple[list[str], list[tuple[str, Mapping[str, Any]]]]:
@@ -212,6 +228,16 @@ def family_groups(tests: Sequence[Threats]) -> Iterator[tuple[str, list[Row]]]:
         rows = share_rows({family: [estimate(own.get(family)) for own in found] for family in names})
         if rows:
             yield name_of(threat), rows
+
+
+def _bars(card: Mapping[str, Any], named: Mapping[str, Estimate | None]) -> list[Row]:
+    clean = _accuracy(card, "clean")
+    reference = None if clean is None else clean.value
+    return share_rows({name: [value] for name, value in named.items()}, is_bar=True, reference=reference)
+
+
+def _accuracy(card: Mapping[str, Any], threat: str) -> Estimate | None:
+    return estimate(((card.get("threats") or {}).get(threat) or {}).get("accuracy"))
 
 
 def _curve(label: str, rows: Sequence[tuple[float, Estimate]], colour: int = 0) -> Series:

@@ -14,76 +14,80 @@ from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Row, difference_rows
 from sparring.report.text import name_of
 
-CONTROLS = frozenset({"blank"})
-"""Rows in which more is not better, so that nothing in them is marked as the best."""
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One method under one threat."""
+    """One method under one condition."""
 
     mean: Estimate
     spread: float | None
-    """Standard deviation over seeds."""
-    place: int
-    """1 for the best of its row, 2 for the second, 0 otherwise."""
+    """Standard deviation over seeds; None for one seed."""
+    mark: str
+    """``best`` or ``second`` of its row, empty otherwise."""
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Accuracy of each method under each threat."""
+    """Accuracy of each method under each condition."""
 
-    methods: Sequence[str]
-    rows: Sequence[tuple[str, Mapping[str, Cell]]]
     baseline: str
+    methods: Sequence[str]
+    num_seeds: Mapping[str, int]
+    rows: Sequence[tuple[str, Cell | None, Mapping[str, Cell]]]
+    """(condition, the model before training, each method)."""
+
+    @property
+    def has_before(self) -> bool:
+        """Whether the model was tested before training."""
+        return any(before is not None for _, before, _ in self.rows)
 
 
 def read_table(study: StudyFolder) -> StudyTable | None:
     """The study's ``table.json``; None if there is none yet."""
+    table = study.table
+    cells, start = _mapping(table.get("cells")), _mapping(table.get("before"))
     rows = []
-    methods: dict[str, None] = dict.fromkeys(map(name_of, study.study.get("methods") or ()))
-    for row in study.table.get("rows") or ():
-        name = name_of(row.get("name"))
-        found = {}
-        for method, cell in (row.get("cells") or {}).items():
-            mean = estimate(cell.get("mean"))
-            if mean is not None:
-                found[name_of(method)] = (mean, number(cell.get("spread")))
-        places = {} if name in CONTROLS else _places({method: mean.value for method, (mean, _) in found.items()})
-        methods |= dict.fromkeys(found)
-        rows.append((name, {m: Cell(mean, spread, places.get(m, 0)) for m, (mean, spread) in found.items()}))
+    for condition in map(str, table.get("conditions") or ()):
+        found = {name_of(method): _cell(_mapping(own).get(condition)) for method, own in cells.items()}
+        known = {method: cell for method, cell in found.items() if cell is not None}
+        if condition == "blank":  # a control: more is not better
+            known = {method: replace(cell, mark="") for method, cell in known.items()}
+        rows.append((name_of(condition), _cell(start.get(condition)), known))
     if not rows:
         return None
-    shown = [method for method in methods if any(method in cells for _, cells in rows)]
-    return StudyTable(shown, rows, name_of(study.table.get("baseline")))
+    seeds = {name_of(method): len(found) for method, found in _mapping(table.get("seeds")).items()}
+    return StudyTable(name_of(table.get("baseline")), [name_of(m) for m in cells], seeds, rows)
+
+
+def differences(study: StudyFolder) -> dict[tuple[str, str], Estimate]:
+    """(method, condition) -> its difference to the baseline, problems paired."""
+    return {
+        (method, condition): value
+        for method, own in _mapping(study.table.get("cells")).items()
+        for condition, cell in _mapping(own).items()
+        if (value := estimate(_mapping(cell).get("difference"))) is not None
+    }
 
 
 def difference_groups(study: StudyFolder) -> dict[str, list[Row]]:
-    """For each method its differences to the baseline, threat by threat, on one scale for the whole study."""
-    named = {
-        f"{method}\n{row.get('name')}": value
-        for row in study.table.get("rows") or ()
-        for method, found in (row.get("differences") or {}).items()
-        if (value := estimate(found)) is not None
-    }
+    """For each method its differences to the baseline, on one scale for the whole study."""
+    found = differences(study)
+    rows = difference_rows([(condition, value) for (_, condition), value in found.items()])
     groups: dict[str, list[Row]] = {}
-    for key, row in zip(named, difference_rows(named), strict=True):
-        method, _, threat = key.partition("\n")
-        groups.setdefault(name_of(method), []).append(replace(row, label=name_of(threat)))
+    for (method, _), row in zip(found, rows, strict=True):
+        groups.setdefault(name_of(method), []).append(row)
     return groups
 
 
 def states(study: StudyFolder) -> list[tuple[str, int]]:
-    """How many runs are in which state, e.g. finished, failed, waiting."""
-    return Counter(name_of(run.get("status")) for run in _runs(study)).most_common()
+    """How many runs are in which state: done, failed, running, waiting."""
+    return Counter(name_of(run.get("state")) for run in _runs(study)).most_common()
 
 
 def failures(study: StudyFolder) -> list[tuple[str, str]]:
     """The runs that failed, and why."""
     return [
-        (f"{name_of(run.get('method'))}, seed {name_of(run.get('seed'))}", name_of(run.get("error")))
-        for run in _runs(study)
-        if run.get("status") == "failed"
+        (name_of(run.get("name")), name_of(run.get("error"))) for run in _runs(study) if run.get("state") == "failed"
     ]
 
 
@@ -92,11 +96,17 @@ def panels(study: StudyFolder) -> list[Panel]:
     return banded_panels({name_of(m): [run.metrics for run in runs.values()] for m, runs in study.runs.items()})
 
 
+def _cell(value: object) -> Cell | None:
+    found = _mapping(value)
+    mean = estimate({"value": found.get("mean"), "low": found.get("low"), "high": found.get("high")})
+    mark = "best" if found.get("best") else "second" if found.get("second") else ""
+    return None if mean is None else Cell(mean, number(found.get("std")), mark)
+
+
 def _runs(study: StudyFolder) -> Sequence[Mapping[str, Any]]:
-    return [run for run in study.study.get("runs") or () if isinstance(run, Mapping)]
+    """The training runs; the test before them is none."""
+    return [run for run in study.study.get("runs") or () if isinstance(run, Mapping) and run.get("arm") is not None]
 
 
-def _places(means: Mapping[str, float]) -> dict[str, int]:
-    """Methods with the highest and the second-highest mean; equal ones share a place."""
-    ranked = sorted(set(means.values()), reverse=True)[:2] if len(means) > 1 else []
-    return {method: ranked.index(value) + 1 for method, value in means.items() if value in ranked}
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
