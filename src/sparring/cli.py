@@ -254,13 +254,13 @@ def _report(arguments: list[str]) -> int:
     from sparring.report.page import write_comparison, write_report
 
     prog = "sparring report"
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+    if any(argument in ("-h", "--help") for argument in arguments):
         print(REPORT_USAGE, end="")
-        return 0 if arguments else 2
+        return 0
     paths, out = _take_option(arguments, "--out", prog)
     unknown = [path for path in paths if path.startswith("-")]
     if unknown or not 1 <= len(paths) <= 2:
-        fail(prog, f"give one folder or two, and --out FILE; got {' '.join(unknown or paths) or 'none'}")
+        fail(prog, f"give one folder or two, and --out FILE; got {' '.join(unknown or paths) or 'nothing'}")
     folders = [Path(path) for path in paths]
     if len(folders) == 2:
         page = write_comparison(folders[0], folders[1], out)
@@ -286,7 +286,7 @@ def _take_option(arguments: list[str], option: str, prog: str) -> tuple[list[str
             return arguments[:position] + arguments[position + 1 :], Path(argument.removeprefix(option + "="))
         if argument == option:
             if position + 1 == len(arguments):
-                fail(prog, f"{option}: name the folder of a run, e.g. {option} runs/x")
+                fail(prog, f"{option}: name a path, e.g. {option} runs/x")
             return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1])
     return arguments, None
 

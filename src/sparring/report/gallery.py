@@ -45,6 +45,11 @@ class Token:
     """Nats."""
 
     @property
+    def space(self) -> str:
+        """The white space before it, which is not coloured."""
+        return self.text[: len(self.text) - len(self.text.lstrip())]
+
+    @property
     def level(self) -> int:
         """0 for the surest to ``len(ENTROPY_BOUNDS)``."""
         return sum((self.entropy or 0.0) >= bound for bound in ENTROPY_BOUNDS)

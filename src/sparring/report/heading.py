@@ -16,6 +16,8 @@ from sparring.report.robustness import Threats
 from sparring.report.text import name_of
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
+_SPACE = "\N{NO-BREAK SPACE}"
+_INTERVAL = f"95{_SPACE}% interval"
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _told(changes: Mapping[str, Estimate]) -> str:
     rest = [name_of(n) for n, c in changes.items() if c.low <= 0 <= c.high]
     if not told:
         first = next(iter(changes))
-        return f"no change of accuracy can be told from chance ({name_of(first)} {_points(changes[first])})"
+        return f"no change of accuracy can be told from chance: {name_of(first)} {_points(changes[first])}"
     text = "accuracy changed: " + ", ".join(told[:3])
     if len(told) > 3:
         text += f", and {len(told) - 3} more"
@@ -196,11 +198,11 @@ def _told(changes: Mapping[str, Estimate]) -> str:
 
 def _points(value: Estimate) -> str:
     low, high = (f"{100 * bound:+.1f}" for bound in (value.low, value.high))
-    return f"{100 * value.value:+.1f} points (95 % interval {low} to {high})".replace("-", "−")
+    return f"{100 * value.value:+.1f} points ({_INTERVAL} {low} to {high})".replace("-", "−")
 
 
 def _percent(value: Estimate) -> str:
-    return f"{100 * value.value:.1f} % (95 % interval {100 * value.low:.1f} to {100 * value.high:.1f})"
+    return f"{100 * value.value:.1f}{_SPACE}% ({_INTERVAL} {100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:

@@ -169,7 +169,9 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=estimate, number=number, percent=_percent, points=_points, sections=_sections)
+    environment.filters.update(
+        estimate=estimate, number=number, percent=_percent, points=_points, sections=_sections, trim_left=str.lstrip
+    )
     return environment
 
 
