@@ -28,7 +28,7 @@ from sparring.cli import main
 from sparring.errors import UserError
 from sparring.report.page import write_comparison, write_report
 
-BLOCKS = frozenset({"dd", "dt", "small", "td", "th"})
+BLOCKS = frozenset({"dd", "dt", "pre", "small", "td", "th"})
 """What stands apart from the text before it without white space between them."""
 
 

@@ -57,6 +57,13 @@ def outcomes_of(folder: Folder) -> Records:
     return found
 
 
+def paired(first: Records, second: Records) -> tuple[Records, Records]:
+    """The records of both about problems under threats that both have."""
+    shared = {_key(record) for record in first} & {_key(record) for record in second}
+    mine, theirs = ([record for record in records if _key(record) in shared] for records in (first, second))
+    return mine, theirs
+
+
 def compare(first: Records, second: Records) -> list[Compared]:
     """Accuracies under every threat that both were tested under, and their difference paired by problem."""
     ours, theirs = by_threat(first), by_threat(second)
@@ -114,8 +121,12 @@ def _first_samples(records: Records) -> dict[tuple[str, str], Mapping[str, Any]]
     """(threat, problem) -> its first response."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for record in records:
-        found.setdefault((str(record.get("threat", "")), str(record.get("problem_id", ""))), record)
+        found.setdefault(_key(record), record)
     return found
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str]:
+    return str(record.get("threat", "")), str(record.get("problem_id", ""))
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -123,7 +123,9 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
         "heading": comparison_heading((str(first.path), str(second.path)), rows),
         "rows": rows,
         "change_rows": robustness.difference_rows([(row.threat, row.change.difference) for row in rows]),
-        "families": list(robustness.family_groups([robustness.threats_of(own) for own in outcomes])),
+        "families": list(
+            robustness.family_groups([robustness.threats_of(own) for own in comparison.paired(*outcomes)])
+        ),
         "settings": comparison.settings_apart(configs[0], configs[1]),
         "panels": overlaid_panels(runs),
         "smoothing": smoothing([metrics for _, metrics in runs]),
