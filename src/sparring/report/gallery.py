@@ -124,7 +124,8 @@ def read_gallery(folder: Path, records: Sequence[Mapping[str, Any]]) -> Gallery 
         return None
     album = _Album(folder)
     by_threat: dict[str, list[Example]] = {}
-    for record in records[:MOST_EXAMPLES]:
+    # A blank picture is a control, and the least to look at.
+    for record in sorted(records[:MOST_EXAMPLES], key=lambda record: record.get("threat") == "blank"):
         example = _example(record, album)
         by_threat.setdefault(example.threat, []).append(example)
     notes = album.notes()
