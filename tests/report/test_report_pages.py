@@ -7,15 +7,22 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sample_folders import (
     HOSTILE,
     HOSTILE_SHOWN,
+    card,
     metrics,
     outcomes,
     write_evaluation,
@@ -197,7 +204,7 @@ def is_inside(address: str | None) -> bool:
 
 
 def test_hostile_names_and_values(tmp_path: Path) -> None:
-    """Records whose every part is of the wrong kind make a page all the same: they are shown, or left out."""
+    """Records of the wrong kind make a page all the same: they are shown, or left out."""
     write_json(tmp_path / "card.json", {"threats": {HOSTILE: {"kind": HOSTILE, "accuracy": "x", "yes_no": {}}}})
     write_lines(
         tmp_path / "gallery" / "gallery.jsonl", [{"clean": 3, "shown": [], "question": None, "threat": HOSTILE}]
@@ -225,16 +232,66 @@ def test_headings_and_pictures_can_be_heard(tmp_path: Path) -> None:
     assert {value[1:] for name, value in page.attributes if name == "href" and value and value[0] == "#"} <= anchors
 
 
+ANYTHING: tuple[Any, ...] = (None, "x", [], {}, 3, float("nan"), True)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every part of a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in inner:
+        yield (*path, name)
+        yield from places(part, (*path, name))
+
+
+def spoiled(value: Any, path: tuple[Any, ...], part: Any) -> Any:
+    """The value with another part in one place."""
+    result = target = deepcopy(value)
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = part
+    return result
+
+
+@given(st.sampled_from(list(places(card()))), st.sampled_from(ANYTHING))
+@settings(max_examples=60)
+def test_a_spoiled_card_makes_a_page_or_an_error_in_one_line(path: tuple[Any, ...], part: Any) -> None:
+    check_spoiled("card.json", spoiled(card(), path, part), lambda folder: write_evaluation(folder))
+
+
+@given(st.data())
+@settings(max_examples=15)
+def test_a_spoiled_study_makes_a_page_or_an_error_in_one_line(data: st.DataObject) -> None:
+    with TemporaryDirectory() as root:
+        files = {
+            name: json.loads((write_study(Path(root)) / name).read_text()) for name in ("study.json", "table.json")
+        }
+    name = data.draw(st.sampled_from(sorted(files)))
+    path = data.draw(st.sampled_from(list(places(files[name]))))
+    check_spoiled(name, spoiled(files[name], path, data.draw(st.sampled_from(ANYTHING))), write_study)
+
+
+def check_spoiled(name: str, value: Any, write: Callable[[Path], Path]) -> None:
+    with TemporaryDirectory() as root:
+        folder = write(Path(root))
+        write_json(folder / name, value)
+        try:
+            assert write_report(folder).stat().st_size > 0
+        except UserError as error:
+            assert str(folder / name) in str(error) and "\n" not in str(error)
+
+
 @pytest.mark.parametrize(
     ("prepare", "parts"),
     [
         (lambda folder: None, ["holds no training run (metrics.jsonl)", "card.json", "study.json"]),
         (lambda folder: (folder / "card.json").write_text("{"), ["card.json: not JSON"]),
         (lambda folder: (folder / "card.json").write_text("[]"), ["card.json: holds list"]),
+        (lambda folder: (folder / "card.json").write_text('{"format": 2}'), ["has format 2", "reads 1"]),
+        (lambda folder: (folder / "card.json").write_text('{"checks": {}}'), ["card.json: checks is dict, not a list"]),
         (lambda folder: (folder / "metrics.jsonl").write_text("1\n"), ["metrics.jsonl, line 1"]),
     ],
 )
-def test_a_folder_that_cannot_be_read(tmp_path: Path, prepare, parts: list[str]) -> None:
+def test_a_folder_that_cannot_be_read(tmp_path: Path, prepare: Callable[[Path], object], parts: list[str]) -> None:
     prepare(tmp_path)
     with pytest.raises(UserError) as error:
         write_report(tmp_path)

@@ -16,6 +16,21 @@ from sparring.provenance import read_jsonl
 
 Records = Sequence[Mapping[str, Any]]
 
+_FORMAT = 1
+_CARD: dict[str, Any] = {
+    "model": {},
+    "data": {},
+    "decoding": {},
+    "reference": {},
+    "threats": {"*": {"budget": {}, "families": {}, "reasons": {}, "yes_no": {}}},
+    "corruptions": {"worst": {}, "by_name": {"*": {"severities": {}}}, "sets": {}, "mce": {"notes": []}},
+    "attacks": {"*": {"loss_by_step": [[]]}},
+    "checks": [{}],
+}
+_STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "runs": [{}]}
+_TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
+"""What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -76,7 +91,7 @@ def read_folder(path: Path) -> Folder:
             path,
             config=_json(path / "config.json"),
             starts=_jsonl(path / "provenance.jsonl"),
-            card=_json(path / "card.json"),
+            card=_shaped(path / "card.json", _CARD),
             outcomes=_jsonl(path / "outcomes.jsonl"),
             gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
         )
@@ -102,14 +117,39 @@ def read_run(path: Path) -> RunFolder:
 
 def read_study(path: Path) -> StudyFolder:
     """The study in ``path``: its runs lie in folders named ``<arm>-<seed>``."""
-    study = _json(path / "study.json")
+    study = _shaped(path / "study.json", _STUDY)
     runs: dict[str, dict[str, RunFolder]] = {}
-    for arm in study.get("arms") or ():
-        for seed in map(str, study.get("seeds") or ()):
+    for arm in study.get("arms", ()):
+        for seed in map(str, study.get("seeds", ())):
             folder = path / f"{arm}-{seed}"
             if (folder / "metrics.jsonl").exists():
                 runs.setdefault(arm, {})[seed] = read_run(folder)
-    return StudyFolder(path, study, _json(path / "table.json"), runs)
+    return StudyFolder(path, study, _shaped(path / "table.json", _TABLE), runs)
+
+
+def _shaped(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object in a file that is known to have a shape; empty if there is no file."""
+    found = _json(path)
+    if found.get("format", _FORMAT) != _FORMAT:
+        raise UserError(f"{path}: has format {found['format']}; this version of sparring reads {_FORMAT}")
+    return _fitted(found, shape, str(path))
+
+
+def _fitted(value: Any, shape: Any, where: str) -> Any:
+    """The value without parts that are null, so that a reader need only ask for what may be missing.
+
+    Raises UserError for a part that is no object or list where the shape has one.
+    """
+    if not isinstance(value, type(shape)):
+        wanted = "an object" if isinstance(shape, dict) else "a list"
+        raise UserError(f"{where} is {type(value).__name__}, not {wanted}; repair the file, or make it again")
+    if isinstance(shape, list):
+        return [_fitted(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value)] if shape else value
+    parts = {name: (part, shape.get(name, shape.get("*"))) for name, part in value.items() if part is not None}
+    return {
+        name: part if inner is None else _fitted(part, inner, f"{where}: {name}" if shape else where)
+        for name, (part, inner) in parts.items()
+    }
 
 
 def _json(path: Path) -> Mapping[str, Any]:

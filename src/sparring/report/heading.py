@@ -110,8 +110,8 @@ def study_heading(found: StudyFolder) -> Heading:
     """Of a study."""
     some = next((run for runs in found.runs.values() for run in runs.values()), None)
     facts = [
-        ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms") or ())),
-        ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds") or ())),
+        ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms", ()))),
+        ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds", ()))),
         ("steps of each run", name_of(found.study.get("steps"))),
         ("test problems", name_of(found.study.get("num_test"))),
         ("runs", ", ".join(f"{count} {state}" for state, count in study.states(found) if state)),
@@ -151,7 +151,7 @@ def _run_verdict(run: RunFolder, changes: Mapping[str, Estimate], num_done: int,
 
 
 def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
-    clean = estimate((threats.get("clean") or {}).get("accuracy"))
+    clean = estimate(threats.get("clean", {}).get("accuracy"))
     if clean is None:
         return "The model has not been tested on clean pictures yet, so nothing can be compared."
     text = f"Right on {_percent(clean)} of clean pictures"
@@ -160,7 +160,7 @@ def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
     if hard:
         worst = min(hard, key=lambda name: hard[name].value)
         text += f", and on {_percent(hard[worst])} under the worst of {len(hard)} threats, {name_of(worst)}"
-    failed = sum(check.get("passed") is False for check in card.get("checks") or ())
+    failed = sum(check.get("passed") is False for check in card.get("checks", ()))
     if failed:
         checks = f"{failed} sanity checks" if failed > 1 else "one sanity check"
         text += f"; {checks} failed, so the figures under attack may be too good"

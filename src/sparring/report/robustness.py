@@ -136,7 +136,7 @@ def corruption_rows(card: Mapping[str, Any]) -> list[Row]:
 
 def set_rows(card: Mapping[str, Any]) -> list[Row]:
     """Mean accuracy over each named set of corruptions."""
-    sets = (card.get("corruptions") or {}).get("sets") or {}
+    sets = card.get("corruptions", {}).get("sets", {})
     return _bars(card, {name: estimate(value) for name, value in sets.items()})
 
 
@@ -145,7 +145,7 @@ def severity_panels(card: Mapping[str, Any]) -> list[Panel]:
     clean, blank = _accuracy(card, "clean"), _accuracy(card, "blank")
     panels = []
     for name, entry in sorted(_corruptions(card).items()):
-        graded = {int(s): estimate(value) for s, value in (entry.get("severities") or {}).items() if s.isdecimal()}
+        graded = {int(s): estimate(value) for s, value in entry.get("severities", {}).items() if s.isdecimal()}
         rows = sorted((s, value) for s, value in ({0: clean} | graded).items() if value is not None)
         if len(rows) < 2:
             continue
@@ -161,10 +161,10 @@ def severity_panels(card: Mapping[str, Any]) -> list[Panel]:
 
 def budget_panels(card: Mapping[str, Any]) -> list[Panel]:
     """Accuracy against the budget of each attack beside its controls, one panel for each norm."""
-    threats, clean = card.get("threats") or {}, _accuracy(card, "clean")
+    threats, clean = card.get("threats", {}), _accuracy(card, "clean")
     norms: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
     for name, entry in threats.items():
-        budget, value = entry.get("budget") or {}, estimate(entry.get("accuracy"))
+        budget, value = entry.get("budget", {}), estimate(entry.get("accuracy"))
         radius = number(budget.get("radius"))
         if value is not None and radius is not None:
             attack = name.partition(":")[0]
@@ -187,8 +187,8 @@ def budget_panels(card: Mapping[str, Any]) -> list[Panel]:
 def loss_panels(card: Mapping[str, Any]) -> list[Panel]:
     """The loss that each attack climbs against its steps, one line for each restart."""
     panels = []
-    for name, entry in (card.get("attacks") or {}).items():
-        restarts = [[number(v) for v in losses] for losses in entry.get("loss_by_step") or []]
+    for name, entry in card.get("attacks", {}).items():
+        restarts = [[number(v) for v in losses] for losses in entry.get("loss_by_step", [])]
         series = [
             Series(f"restart {r + 1}", [(float(i), v) for i, v in enumerate(losses) if v is not None], r, "dots")
             for r, losses in enumerate(restarts)
@@ -203,8 +203,9 @@ def loss_panels(card: Mapping[str, Any]) -> list[Panel]:
 def checks(card: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
     """For each attack its sanity checks, those that failed first: (state, name, figures)."""
     found: dict[str, list[tuple[str, str, str]]] = {}
-    for check in card.get("checks") or ():
-        state = {True: "passed", False: "failed"}.get(check.get("passed"), "undecided")
+    for check in card.get("checks", ()):
+        passed = check.get("passed")
+        state = "passed" if passed is True else "failed" if passed is False else "undecided"
         line = (state, name_of(check.get("name")).replace("_", " "), name_of(check.get("detail")))
         found.setdefault(name_of(check.get("threat")), []).append(line)
     return {threat: sorted(lines, key=lambda line: line[0] != "failed") for threat, lines in found.items()}
@@ -214,7 +215,7 @@ def reason_table(threats: Threats) -> tuple[list[str], list[tuple[str, Mapping[s
     """The graders' reasons, the most frequent first, and the share of each under every threat."""
     totals: dict[str, float] = {}
     for entry in threats.values():
-        for reason, value in (entry.get("reasons") or {}).items():
+        for reason, value in entry.get("reasons", {}).items():
             totals[reason] = totals.get(reason, 0.0) + (number(value) or 0.0)
     rows = [(name, entry["reasons"]) for name, entry in threats.items() if entry.get("reasons")]
     return sorted(totals, key=lambda reason: -totals[reason]), rows
@@ -223,7 +224,7 @@ def reason_table(threats: Threats) -> tuple[list[str], list[tuple[str, Mapping[s
 def family_groups(tests: Sequence[Threats]) -> Iterator[tuple[str, list[Row]]]:
     """For each threat the accuracy of each family, one colour for each test."""
     for threat in dict.fromkeys(name for threats in tests for name in threats):
-        found = [(threats.get(threat) or {}).get("families") or {} for threats in tests]
+        found = [threats.get(threat, {}).get("families", {}) for threats in tests]
         names = dict.fromkeys(family for own in found for family in own)
         rows = share_rows({family: [estimate(own.get(family)) for own in found] for family in names})
         if rows:
@@ -237,7 +238,7 @@ def _bars(card: Mapping[str, Any], named: Mapping[str, Estimate | None]) -> list
 
 
 def _accuracy(card: Mapping[str, Any], threat: str) -> Estimate | None:
-    return estimate(((card.get("threats") or {}).get(threat) or {}).get("accuracy"))
+    return estimate(card.get("threats", {}).get(threat, {}).get("accuracy"))
 
 
 def _curve(label: str, rows: Sequence[tuple[float, Estimate]], colour: int = 0) -> Series:
@@ -250,4 +251,4 @@ def _judged(value: Estimate) -> int:
 
 
 def _corruptions(card: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    return (card.get("corruptions") or {}).get("by_name") or {}
+    return card.get("corruptions", {}).get("by_name", {})

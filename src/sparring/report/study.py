@@ -45,17 +45,17 @@ class StudyTable:
 def read_table(study: StudyFolder) -> StudyTable | None:
     """The study's ``table.json``; None if there is none yet."""
     table = study.table
-    cells, start = _mapping(table.get("cells")), _mapping(table.get("before"))
+    cells, start = table.get("cells", {}), table.get("before", {})
     rows = []
-    for condition in map(str, table.get("conditions") or ()):
-        found = {name_of(method): _cell(_mapping(own).get(condition)) for method, own in cells.items()}
+    for condition in map(str, table.get("conditions", ())):
+        found = {name_of(method): _cell(own.get(condition, {})) for method, own in cells.items()}
         known = {method: cell for method, cell in found.items() if cell is not None}
         if condition == "blank":  # a control: more is not better
             known = {method: replace(cell, mark="") for method, cell in known.items()}
-        rows.append((name_of(condition), _cell(start.get(condition)), known))
+        rows.append((name_of(condition), _cell(start.get(condition, {})), known))
     if not rows:
         return None
-    seeds = {name_of(method): len(found) for method, found in _mapping(table.get("seeds")).items()}
+    seeds = {name_of(method): len(found) for method, found in table.get("seeds", {}).items()}
     return StudyTable(name_of(table.get("baseline")), [name_of(m) for m in cells], seeds, rows)
 
 
@@ -63,9 +63,9 @@ def differences(study: StudyFolder) -> dict[tuple[str, str], Estimate]:
     """(method, condition) -> its difference to the baseline, problems paired."""
     return {
         (method, condition): value
-        for method, own in _mapping(study.table.get("cells")).items()
-        for condition, cell in _mapping(own).items()
-        if (value := estimate(_mapping(cell).get("difference"))) is not None
+        for method, own in study.table.get("cells", {}).items()
+        for condition, cell in own.items()
+        if (value := estimate(cell.get("difference"))) is not None
     }
 
 
@@ -96,8 +96,7 @@ def panels(study: StudyFolder) -> list[Panel]:
     return banded_panels({name_of(m): [run.metrics for run in runs.values()] for m, runs in study.runs.items()})
 
 
-def _cell(value: object) -> Cell | None:
-    found = _mapping(value)
+def _cell(found: Mapping[str, Any]) -> Cell | None:
     mean = estimate({"value": found.get("mean"), "low": found.get("low"), "high": found.get("high")})
     mark = "best" if found.get("best") else "second" if found.get("second") else ""
     return None if mean is None else Cell(mean, number(found.get("std")), mark)
@@ -105,8 +104,4 @@ def _cell(value: object) -> Cell | None:
 
 def _runs(study: StudyFolder) -> Sequence[Mapping[str, Any]]:
     """The training runs; the test before them is none."""
-    return [run for run in study.study.get("runs") or () if isinstance(run, Mapping) and run.get("arm") is not None]
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return [run for run in study.study.get("runs", ()) if run.get("arm") is not None]
