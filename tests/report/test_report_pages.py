@@ -331,7 +331,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"page: {first / 'report.html'}\n" and (first / "report.html").exists()
     out = tmp_path / "new" / "page.html"
     assert main(["report", str(first), str(second), "--out", str(out)]) == 0
-    assert "A against B" in Page(out).text
+    assert "a against b" in Page(out).text
     assert main(["report", "--help"]) == 0 and "FOLDER" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sample_folders import HOSTILE, HOSTILE_SHOWN
-from sparring.report.text import SHORT, changed_words, name_of, shortened, visible
+from sparring.report.text import SHORT, changed_words, name_of, percent, points, shortened, visible
 
 
 def test_hidden_characters_are_spelled_out() -> None:
@@ -40,3 +40,8 @@ def test_changed_words() -> None:
     assert "".join(words for kind, words in found if kind != "gone") == "How mnay red rings, please?"
     assert ("gone", "many") in found and ("new", "mnay") in found and ("same", "How ") in found
     assert changed_words("same", "same") == [("same", "same")]
+
+
+def test_shares_in_percent() -> None:
+    assert [percent(share) for share in (0.5, 1.0, -0.012, -0.0001, None)] == ["50.0", "100.0", "−1.2", "0.0", "–"]
+    assert [points(share) for share in (0.051, -0.051, 0.0, -0.0001)] == ["+5.1", "−5.1", "0.0", "0.0"]

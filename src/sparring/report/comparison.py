@@ -84,9 +84,9 @@ def flips(first: Records, second: Records) -> tuple[list[Flip], int]:
 
 def settings_apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The settings in which two configurations differ: (name, first, second); the output folder does not count."""
-    one, two = (dict(_flat(config)) for config in (first, second))
+    one, two = dict(_flat(first)), dict(_flat(second))
     names = [name for name in dict.fromkeys([*one, *two]) if name != "out" and one.get(name) != two.get(name)]
-    return [(name_of(n), *(name_of(side[n]) if n in side else "not set" for side in (one, two))) for n in names]  # type: ignore[misc]
+    return [(name_of(n), name_of(one.get(n, "not set")), name_of(two.get(n, "not set"))) for n in names]
 
 
 def _compared(threat: str, first: Records, second: Records) -> Compared | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sparring.evaluation.statistics import Estimate
@@ -13,7 +14,7 @@ from sparring.report.comparison import Compared
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
 from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Threats
-from sparring.report.text import name_of
+from sparring.report.text import name_of, percent, points
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -131,15 +132,15 @@ def study_heading(found: StudyFolder) -> Heading:
     )
 
 
-def comparison_heading(labels: tuple[str, str], rows: Sequence[Compared]) -> Heading:
+def comparison_heading(first: Path, second: Path, rows: Sequence[Compared]) -> Heading:
     """Of a comparison."""
     changes = {row.threat: row.change.difference for row in rows}
     if not changes:
         verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
     else:
         verdict = f"From A to B, paired by problem, {_told(changes)}."
-    facts = [("A", labels[0]), ("B", labels[1])]
-    return Heading("Comparison", "A against B", verdict, facts)
+    title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
+    return Heading("Comparison", title, verdict, [("A", str(first)), ("B", str(second))])
 
 
 def _run_verdict(run: RunFolder, changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
@@ -197,12 +198,11 @@ def _told(changes: Mapping[str, Estimate]) -> str:
 
 
 def _points(value: Estimate) -> str:
-    low, high = (f"{100 * bound:+.1f}" for bound in (value.low, value.high))
-    return f"{100 * value.value:+.1f} points ({_INTERVAL} {low} to {high})".replace("-", "−")
+    return f"{points(value.value)} points ({_INTERVAL} {points(value.low)} to {points(value.high)})"
 
 
 def _percent(value: Estimate) -> str:
-    return f"{100 * value.value:.1f}{_SPACE}% ({_INTERVAL} {100 * value.low:.1f} to {100 * value.high:.1f})"
+    return f"{percent(value.value)}{_SPACE}% ({_INTERVAL} {percent(value.low)} to {percent(value.high)})"
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from sparring.report.folders import EvaluationFolder, Folder, RunFolder, StudyFo
 from sparring.report.gallery import ENTROPY_BOUNDS, read_gallery
 from sparring.report.heading import comparison_heading, evaluation_heading, run_heading, study_heading
 from sparring.report.outcomes import by_threat, change, estimate, number, scores_of
-from sparring.report.text import visible
+from sparring.report.text import percent, points, visible
 
 REPORT = "report.html"
 
@@ -120,7 +120,7 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     runs = [(label, folder.metrics) for label, folder in labelled if isinstance(folder, RunFolder)]
     configs = [folder.config for folder in (first, second) if not isinstance(folder, StudyFolder)]
     return {
-        "heading": comparison_heading((str(first.path), str(second.path)), rows),
+        "heading": comparison_heading(first.path, second.path, rows),
         "rows": rows,
         "change_rows": robustness.difference_rows([(row.threat, row.change.difference) for row in rows]),
         "families": list(
@@ -172,7 +172,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        estimate=estimate, number=number, percent=_percent, points=_points, sections=_sections, trim_left=str.lstrip
+        estimate=estimate, number=number, percent=percent, points=points, sections=_sections, trim_left=str.lstrip
     )
     return environment
 
@@ -186,19 +186,6 @@ def _printed(value: object) -> object:
     if value is None:
         return ""
     return visible(value) if type(value) is str else value
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    """A share of one in percent, without the sign; a dash where it is not known."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:.{digits}f}"
-    return text.replace("-", "−") if text.strip("-0.") else text.removeprefix("-")
-
-
-def _points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit to be shown: nothing hidden, nothing endless, always encodable.
+"""Words and numbers as a page prints them: what others wrote is made fit to be shown, shares are in percent.
 
 Escaping of HTML is jinja2's, which is on for the whole page. This is about what escaping leaves alone: controls that
 turn the direction of the text around, characters without width, halves of surrogate pairs, and sheer size.
@@ -47,6 +47,21 @@ def changed_words(before: str, after: str) -> list[tuple[str, str]]:
             continue
         parts += [(label, "".join(words)) for label, words in (("gone", old[i:j]), ("new", new[k:m])) if words]
     return parts
+
+
+def percent(share: float | None) -> str:
+    """A share of one in percent, without the sign; a dash where it is not known."""
+    return "–" if share is None else _rounded(share, "")
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign unless it rounds to zero."""
+    return _rounded(difference, "+")
+
+
+def _rounded(share: float, sign: str) -> str:
+    text = f"{100 * share:{sign}.1f}"
+    return text.replace("-", "−") if text.strip("+-0.") else text.lstrip("+-")
 
 
 def _is_hidden(char: str) -> bool:
