@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sample_folders import (
     metrics,
     outcomes,
     write_evaluation,
+    write_json,
     write_lines,
     write_run,
     write_study,
@@ -62,10 +64,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run, other = (write_run(root / name, text=text) for name in ("run", "other"))
     write_lines(run / "metrics.jsonl", metrics(80))
     write_lines(other / "test-after.jsonl", outcomes("clean", [0] * 8, text) + outcomes("x" * 150, [1]))
+    study = write_study(root / "study", text=text)
+    table = json.loads((study / "table.json").read_text())
+    table["cells"] |= {f"arm-{n}": table["cells"]["saei"] for n in range(8)}  # wider than a phone
+    write_json(study / "table.json", table)
     return {
         "run": write_report(run),
         "evaluation": write_report(write_evaluation(root / "evaluation", text=text)),
-        "study": write_report(write_study(root / "study", text=text)),
+        "study": write_report(study),
         "comparison": write_comparison(run, other),
     }
 
@@ -104,9 +110,10 @@ def test_the_policy_holds(browser: Browser, pages: dict[str, Path], tmp_path: Pa
 
 def test_print_shows_what_is_folded(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["run"], width=1280)
+    is_shown = "[...document.querySelectorAll('details dl, details figure')].map((e) => e.checkVisibility())"
+    assert not any(browser.evaluate(is_shown))
     browser.call("Emulation.setEmulatedMedia", media="print")
     try:
-        height = "document.querySelector('.origin dl').getBoundingClientRect().height"
-        assert browser.evaluate(height) > 0
+        assert browser.evaluate(is_shown) and all(browser.evaluate(is_shown))
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")
