@@ -114,8 +114,9 @@ def test_a_run_leaves_its_results_and_can_be_repeated(tmp_path: Path, capsys: py
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(["train", "saei", "--steps", "2", "--seed", "3", "--out", str(first), *SMALL]) == 0
     shown = capsys.readouterr().out
-    for expected in ("clean", "noisy", "attacked", "before", "after", str(first)):
+    for expected in ("clean", "noisy", "attacked", "before", "after", str(first), f"page:  {first / 'report.html'}"):
         assert expected in shown
+    assert "After training" in (first / "report.html").read_text(encoding="utf-8")
     provenance = json.loads((first / "provenance.jsonl").read_text().splitlines()[0])
     assert provenance["seed"] == 3
     assert {"environment", "git"} <= provenance.keys()

@@ -32,8 +32,15 @@ commands:
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
   study NAME        run a study of the documentation, or make the bundled model
+  report A [B]      one page of a training run, evaluation or study, or of two compared
 
 `sparring COMMAND --help` explains every option.
+"""
+
+REPORT_USAGE = """usage: sparring report FOLDER [FOLDER] [--out FILE]
+
+Write one self-contained HTML page of a training run, an evaluation or a study (FOLDER/report.html), or of two runs or
+evaluations compared, paired by problem (in the second folder, against-<first>.html).
 """
 
 
@@ -46,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"sparring {__version__}")
         return 0
-    commands = {"train": _train, "eval": _eval, "attack": _attack, "data": _data, "study": _study}
+    commands = {"train": _train, "eval": _eval, "attack": _attack, "data": _data, "study": _study, "report": _report}
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         fail("sparring", f"unknown command {name!r}; use one of {', '.join(commands)}")
@@ -98,6 +105,7 @@ def _train(arguments: list[str]) -> int:
 
 def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     """Test, train, test the best validated step, and say where everything lies."""
+    from sparring import distributed
     from sparring.evaluation.suite import changes, summary
     from sparring.recipes import run as recipe
     from sparring.report.progress import TrainingProgress
@@ -124,7 +132,19 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
         console.print(f"run:   {folder}", soft_wrap=True)
         console.print(f"model: {run.model_folder}", soft_wrap=True)
+        if distributed.is_main():
+            _print_page(folder, console)
     return 0
+
+
+def _print_page(folder: Path, console: Console) -> None:
+    """Write the page of a finished run and say where; the run is good without it."""
+    from sparring.report.page import write_report
+
+    try:
+        console.print(f"page:  {write_report(folder)}", soft_wrap=True)
+    except (UserError, OSError) as error:
+        console.print(f"page:  not written ({error}); write it with: sparring report {folder}", soft_wrap=True)
 
 
 @contextmanager
@@ -244,6 +264,26 @@ def _study(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    from sparring.report.page import write_comparison, write_report
+
+    prog = "sparring report"
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(REPORT_USAGE, end="")
+        return 0
+    paths, out = _take_option(arguments, "--out", prog)
+    unknown = [path for path in paths if path.startswith("-")]
+    if unknown or not 1 <= len(paths) <= 2:
+        fail(prog, f"give one folder or two, and --out FILE; got {' '.join(unknown or paths) or 'nothing'}")
+    folders = [Path(path) for path in paths]
+    if len(folders) == 2:
+        page = write_comparison(folders[0], folders[1], out)
+    else:
+        page = write_report(folders[0], out)
+    print(f"page: {page}")
+    return 0
+
+
 def _console(model: ModelConfig) -> Console:
     """Where to show things: of several ranks, only the main one does."""
     from sparring import distributed
@@ -260,7 +300,7 @@ def _take_option(arguments: list[str], option: str, prog: str) -> tuple[list[str
             return arguments[:position] + arguments[position + 1 :], Path(argument.removeprefix(option + "="))
         if argument == option:
             if position + 1 == len(arguments):
-                fail(prog, f"{option}: name the folder of a run, e.g. {option} runs/x")
+                fail(prog, f"{option}: name a path, e.g. {option} runs/x")
             return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1])
     return arguments, None
 

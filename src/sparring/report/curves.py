@@ -1,0 +1,201 @@
+"""Curves of training: small multiples of what a run logs, of two runs over each other, or of methods over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from sparring.report.charts import Axis, Point, Series, line_chart
+from sparring.report.outcomes import number
+
+Metrics = Sequence[Mapping[str, Any]]
+"""Lines of ``metrics.jsonl``."""
+
+_STEP = Axis("step")
+_FEW = 24
+"""Up to so many values are shown as they are."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart with its caption."""
+
+    title: str
+    chart: Markup
+    legend: Sequence[tuple[str, int]] = ()
+    """(label, colour) of each line, where there are several."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """What one panel shows."""
+
+    names: tuple[str, ...]
+    """Metrics in it; each brings those below it, as ``reward`` brings ``reward/clean``."""
+    title: str
+    axis: Axis
+    is_main: bool = False
+
+
+_SHARE = Axis(is_share=True)
+_SPECS = (
+    _Spec(("reward",), "Reward", Axis(), is_main=True),
+    _Spec(("accuracy",), "Accuracy of sampled answers", _SHARE, is_main=True),
+    _Spec(("validation/accuracy", "validation/sampled_accuracy"), "Validation accuracy", _SHARE, is_main=True),
+    _Spec(("entropy",), "Entropy, nats per token", Axis(), is_main=True),
+    _Spec(("reference_kl",), "KL to the initial policy, nats per token", Axis(), is_main=True),
+    _Spec(("length",), "Length of responses, tokens", Axis(), is_main=True),
+    _Spec(("grad_norm",), "Gradient norm before clipping", Axis(), is_main=True),
+    _Spec(("verdict/answer",), "Verdicts on answers", _SHARE, is_main=True),
+    _Spec(("verdict/format",), "Verdicts on format", _SHARE, is_main=True),
+    _Spec(("validation/entropy",), "Entropy on validation, nats per token", Axis()),
+    _Spec(("validation/length",), "Length on validation, tokens", Axis()),
+    _Spec(("validation/score",), "Validation score, which chooses the best step", Axis()),
+    _Spec(("format",), "Well-formed responses", _SHARE),
+    _Spec(("truncated",), "Responses cut off", _SHARE),
+    _Spec(("without_signal",), "Groups without signal", _SHARE),
+    _Spec(("clip_fraction",), "Tokens clipped", _SHARE),
+    _Spec(("loss",), "Loss", Axis()),
+    _Spec(("seconds",), "Seconds per step", Axis()),
+)
+
+
+def run_panels(metrics: Metrics, best_step: int | None) -> tuple[list[Panel], list[Panel]]:
+    """What one run logged: the main panels, and all others. The best validated step is marked on validation."""
+    main: list[Panel] = []
+    others: list[Panel] = []
+    for spec in _specs(metrics):
+        names = _names_of(spec, metrics)
+        series = [s for c, name in enumerate(names) for s in _with_smoothed(name, _curve(metrics, name), c)]
+        mark = (float(best_step), "best") if best_step and spec.names[0].startswith("validation/") else None
+        chart = line_chart(series, title=f"{spec.title} by step", x=_STEP, y=spec.axis, mark=mark)
+        if chart is not None:
+            legend = [(_short(name, spec), colour) for colour, name in enumerate(names)]
+            panel = Panel(spec.title, chart, legend if len(names) > 1 else (), _note(metrics, names))
+            (main if spec.is_main else others).append(panel)
+    return main, others
+
+
+def overlaid_panels(runs: Sequence[tuple[str, Metrics]]) -> list[Panel]:
+    """The main curves of several runs over each other."""
+    panels = []
+    for spec in _SPECS:
+        if not spec.is_main or spec.names[0].startswith("verdict/"):
+            continue
+        name = spec.names[0]
+        series = [s for c, (label, metrics) in enumerate(runs) for s in _with_smoothed(label, _curve(metrics, name), c)]
+        chart = line_chart(series, title=f"{spec.title} by step", x=_STEP, y=spec.axis)
+        if chart is not None:
+            legend = [(label, colour) for colour, (label, _) in enumerate(runs)]
+            panels.append(Panel(spec.title, chart, legend))
+    return panels
+
+
+def banded_panels(methods: Mapping[str, Sequence[Metrics]]) -> list[Panel]:
+    """The main curves of methods: mean over seeds, with a band from the lowest seed to the highest."""
+    panels = []
+    for spec in _SPECS:
+        name = spec.names[0]
+        if not (spec.is_main or name == "validation/entropy") or name.startswith("verdict/"):
+            continue
+        series = [
+            _over_seeds(method, [_curve(m, name) for m in runs], colour)
+            for colour, (method, runs) in enumerate(methods.items())
+        ]
+        chart = line_chart(series, title=f"{spec.title} by step", x=_STEP, y=spec.axis)
+        if chart is not None:
+            panels.append(Panel(spec.title, chart, [(m, c) for c, m in enumerate(methods)]))
+    return panels
+
+
+def smoothed(points: Sequence[Point], window: int) -> list[Point]:
+    """The mean of the ``window`` (odd) points around each, and of those of them that there are at the ends."""
+    reach = window // 2
+    return [
+        (x, statistics.fmean(y for _, y in points[max(0, i - reach) : i + reach + 1]))
+        for i, (x, _) in enumerate(points)
+    ]
+
+
+def smoothing(runs: Sequence[Metrics]) -> str:
+    """How the curves of these runs are smoothed, in words; empty if they are not."""
+    window = max((_window(len(_curve(metrics, "reward"))) for metrics in runs), default=1)
+    return f"Lines are means of the {window} steps around each, faint lines the single steps." if window > 1 else ""
+
+
+def best_step(metrics: Metrics) -> int | None:
+    """The earliest step with the highest validation score, as the trainer chooses it; None before any validation."""
+    scores = _curve(metrics, "validation/score")
+    return int(max(scores, key=lambda point: (point[1], -point[0]))[0]) if scores else None
+
+
+def _with_smoothed(label: str, points: list[Point], colour: int) -> list[Series]:
+    """The series of one metric: of many values their mean, with the values themselves behind it."""
+    if len(points) <= _FEW:
+        return [Series(label, points, colour, "dots")]
+    return [Series(label, points, colour, "faint"), Series(label, smoothed(points, _window(len(points))), colour)]
+
+
+def _window(num_points: int) -> int:
+    return 2 * max(1, num_points // 24) + 1 if num_points > _FEW else 1
+
+
+def _over_seeds(label: str, curves: Sequence[list[Point]], colour: int) -> Series:
+    """Mean and range at the steps that every seed has; smoothed within each seed first, where there are many."""
+    steps = [dict(_with_smoothed(label, curve, 0)[-1].points) for curve in curves if curve]
+    shared = sorted(set.intersection(*(set(s) for s in steps))) if steps else []
+    rows = [(x, [s[x] for s in steps]) for x in shared]
+    band = [(x, min(values), max(values)) for x, values in rows] if len(steps) > 1 else []
+    return Series(label, [(x, statistics.fmean(values)) for x, values in rows], colour, band=band)
+
+
+def _specs(metrics: Metrics) -> list[_Spec]:
+    """The known panels, then one for every other metric that the run logged."""
+    taken = {name for spec in _SPECS for name in spec.names}
+    bases = dict.fromkeys(_base(name) for record in metrics for name in record)
+    rest = [base for base in bases if base not in taken and base != "step"]
+    return [*_SPECS, *(_Spec((base,), base, Axis()) for base in rest)]
+
+
+def _base(name: str) -> str:
+    """The metric whose panel this one belongs to: all but the last part of its name."""
+    first, *others = name.split("/")
+    if first in ("validation", "verdict"):
+        return "/".join(name.split("/")[:2])
+    return first if others else name
+
+
+def _names_of(spec: _Spec, metrics: Metrics) -> list[str]:
+    found = dict.fromkeys(name for record in metrics for name in record)
+    return [n for wanted in spec.names for n in sorted(found) if n == wanted or n.startswith(wanted + "/")]
+
+
+def _short(name: str, spec: _Spec) -> str:
+    if len(spec.names) > 1:
+        return {"accuracy": "greedy", "sampled_accuracy": "sampled"}.get(name.split("/")[-1], name)
+    return name.removeprefix(spec.names[0] + "/") if name != spec.names[0] else "all"
+
+
+def _curve(metrics: Metrics, name: str) -> list[Point]:
+    """(step, value) wherever the metric was logged and is finite; of a step logged twice the last.
+
+    A verdict that no response of a step got is not logged, and is zero.
+    """
+    found: dict[float, float] = {}
+    for record in metrics:
+        is_zero = name.startswith("verdict/") and "reward" in record
+        step, value = number(record.get("step")), number(record.get(name, 0.0 if is_zero else None))
+        if step is not None and value is not None:
+            found[step] = value
+    return sorted(found.items())
+
+
+def _note(metrics: Metrics, names: Sequence[str]) -> str:
+    """How many values could not be drawn."""
+    lost = sum(name in record and number(record[name]) is None for record in metrics for name in names)
+    return f"{lost} values are not finite and not drawn." if lost else ""

@@ -1,0 +1,169 @@
+"""What lies in a folder: a training run, an evaluation or a study, read from its plain files.
+
+A file that is not there is left out, for a run may still be going. A file that is there and cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.errors import UserError
+from sparring.provenance import read_jsonl
+
+Records = Sequence[Mapping[str, Any]]
+
+_FORMAT = 1
+_CARD: dict[str, Any] = {
+    "model": {},
+    "data": {},
+    "decoding": {},
+    "reference": {},
+    "threats": {"*": {"budget": {}, "families": {}, "reasons": {}, "yes_no": {}}},
+    "corruptions": {"worst": {}, "by_name": {"*": {"severities": {}}}, "sets": {}, "mce": {"notes": []}},
+    "attacks": {"*": {"loss_by_step": [[]]}},
+    "checks": [{}],
+}
+_STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "runs": [{}]}
+_TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
+"""What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A training run, finished or not."""
+
+    path: Path
+    config: Mapping[str, Any]
+    starts: Records
+    """One record of provenance per start; a resumed run has several."""
+    metrics: Records
+    before: Records
+    """Outcomes of the test before training; empty if it was not made."""
+    after: Records
+    gallery: Records
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """A test of one model under threats, finished or not."""
+
+    path: Path
+    config: Mapping[str, Any]
+    starts: Records
+    card: Mapping[str, Any]
+    """Empty while the evaluation is going on."""
+    outcomes: Records
+    gallery: Records
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Several methods with several seeds each."""
+
+    path: Path
+    study: Mapping[str, Any]
+    table: Mapping[str, Any]
+    """Empty until the study has made one."""
+    runs: Mapping[str, Mapping[str, RunFolder]]
+    """Arm -> seed -> its run, those that have begun."""
+
+
+Folder = RunFolder | EvaluationFolder | StudyFolder
+
+
+def read_folder(path: Path) -> Folder:
+    """The run, evaluation or study in ``path``.
+
+    Raises:
+        UserError: there is none, or a file of it cannot be read.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: name the folder of a training run, an evaluation or a study")
+    if (path / "study.json").exists():
+        return read_study(path)
+    if (path / "card.json").exists() or (path / "outcomes.jsonl").exists():
+        return EvaluationFolder(
+            path,
+            config=_json(path / "config.json"),
+            starts=_jsonl(path / "provenance.jsonl"),
+            card=_shaped(path / "card.json", _CARD),
+            outcomes=_jsonl(path / "outcomes.jsonl"),
+            gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
+        )
+    if (path / "metrics.jsonl").exists() or (path / "test-before.jsonl").exists():
+        return read_run(path)
+    raise UserError(
+        f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl) or study (study.json)"
+    )
+
+
+def read_run(path: Path) -> RunFolder:
+    """The training run in ``path``."""
+    return RunFolder(
+        path,
+        config=_json(path / "config.json"),
+        starts=_jsonl(path / "provenance.jsonl"),
+        metrics=_jsonl(path / "metrics.jsonl"),
+        before=_jsonl(path / "test-before.jsonl"),
+        after=_jsonl(path / "test-after.jsonl"),
+        gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
+    )
+
+
+def read_study(path: Path) -> StudyFolder:
+    """The study in ``path``: its runs lie in folders named ``<arm>-<seed>``."""
+    study = _shaped(path / "study.json", _STUDY)
+    runs: dict[str, dict[str, RunFolder]] = {}
+    for arm in study.get("arms", ()):
+        for seed in map(str, study.get("seeds", ())):
+            folder = path / f"{arm}-{seed}"
+            if (folder / "metrics.jsonl").exists():
+                runs.setdefault(arm, {})[seed] = read_run(folder)
+    return StudyFolder(path, study, _shaped(path / "table.json", _TABLE), runs)
+
+
+def _shaped(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object in a file that is known to have a shape; empty if there is no file."""
+    found = _json(path)
+    if found.get("format", _FORMAT) != _FORMAT:
+        raise UserError(f"{path}: has format {found['format']}; this version of sparring reads {_FORMAT}")
+    return _fitted(found, shape, str(path))
+
+
+def _fitted(value: Any, shape: Any, where: str) -> Any:
+    """The value without parts that are null, so that a reader need only ask for what may be missing.
+
+    Raises UserError for a part that is no object or list where the shape has one.
+    """
+    if not isinstance(value, type(shape)):
+        wanted = "an object" if isinstance(shape, dict) else "a list"
+        raise UserError(f"{where} is {type(value).__name__}, not {wanted}; repair the file, or make it again")
+    if isinstance(shape, list):
+        return [_fitted(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value)] if shape else value
+    parts = {name: (part, shape.get(name, shape.get("*"))) for name, part in value.items() if part is not None}
+    return {
+        name: part if inner is None else _fitted(part, inner, f"{where}: {name}" if shape else where)
+        for name, (part, inner) in parts.items()
+    }
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """The object in a file; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); repair it, or make it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds {type(found).__name__}, not a JSON object; repair it, or make it again")
+    return found
+
+
+def _jsonl(path: Path) -> Records:
+    return read_jsonl(path) if path.exists() else []

@@ -1,0 +1,252 @@
+"""What a page is about: its title, its verdict in one sentence, the facts behind it, and how to make it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparring.evaluation.statistics import Estimate
+from sparring.report import study
+from sparring.report.comparison import Compared
+from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
+from sparring.report.outcomes import estimate, number
+from sparring.report.robustness import Threats
+from sparring.report.text import name_of, percent, points
+
+_VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
+_SPACE = "\N{NO-BREAK SPACE}"
+_INTERVAL = f"95{_SPACE}% interval"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The top of a page."""
+
+    kind: str
+    title: str
+    verdict: str
+    facts: Sequence[tuple[str, str]] = ()
+    """What matters at first sight."""
+    origin: Sequence[tuple[str, str]] = ()
+    """Versions, code and machine."""
+    command: str = ""
+    """What makes the same again; empty if it is not known."""
+    missing: Sequence[str] = field(default_factory=list)
+    """What this page would show and the folder does not hold."""
+
+
+def run_heading(run: RunFolder, changes: Mapping[str, Estimate], best: int | None) -> Heading:
+    """Of a training run; ``changes`` of accuracy under each threat."""
+    method = _part(run.config, "method").get("name")
+    num_done = max((int(s) for r in run.metrics if (s := number(r.get("step"))) is not None), default=0)
+    steps = number(run.config.get("steps"))
+    data = _part(run.config, "data")
+    facts = [
+        ("method", name_of(method)),
+        ("model", _model(run.config, run.starts)),
+        ("data", f"generated scenes, {name_of(data.get('num_train'))} for training" if data else ""),
+        ("steps", f"{num_done} of {steps:.0f} done" if steps is not None else str(num_done)),
+        ("tested weights", f"step {best}, the best on validation" if run.after and best is not None else ""),
+        ("seed", name_of(run.config.get("seed"))),
+    ]
+    is_going = steps is not None and num_done < steps
+    config = shlex.quote(str(run.path / "config.json"))
+    missing = [
+        ("no step yet", not run.metrics),
+        ("no test before training", not run.before),
+        (f"no test after training: {num_done} of {steps or 0:.0f} steps are done", is_going and not run.after),
+        ("no test after training", not is_going and not run.after),
+        ("no gallery of examples", not run.gallery),
+    ]
+    return Heading(
+        kind="Training run",
+        title=f"{name_of(method) or 'Training'} on {_short_model(run.config)}",
+        verdict=_run_verdict(run, changes, num_done, steps),
+        facts=_known(facts),
+        origin=_origin(run.starts),
+        command=f"sparring train --config {config} --out {shlex.quote(f'{run.path}-again')}" if run.config else "",
+        missing=[what for what, is_missing in missing if is_missing],
+    )
+
+
+def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Heading:
+    """Of an evaluation; ``threats`` as its card or its outcomes tell them."""
+    card = evaluation.card
+    model, data, decoding = (_part(card, name) for name in ("model", "data", "decoding"))
+    facts = [
+        ("model", name_of(model.get("name")) or _model(evaluation.config, evaluation.starts)),
+        (
+            "kind",
+            {"policy": "weights at hand", "endpoint": "a server, seen from outside"}.get(str(model.get("kind")), ""),
+        ),
+        ("fingerprint", name_of(model.get("fingerprint"))[:12]),
+        ("data", f"{name_of(data.get('name'))}, {name_of(data.get('num_problems'))} problems" if data else ""),
+        ("decoding", _decoding(decoding)),
+        ("compared with", name_of(_part(card, "reference").get("name"))),
+        ("seed", name_of(card.get("seed", evaluation.config.get("seed")))),
+    ]
+    config = shlex.quote(str(evaluation.path / "config.json"))
+    missing = [
+        ("no card: the evaluation is not finished, and what follows is counted from its outcomes so far", not card),
+        ("no gallery of examples", not evaluation.gallery),
+        ("no checks of the attacks", bool(card) and not card.get("checks")),
+    ]
+    return Heading(
+        kind="Evaluation",
+        title=f"How well {name_of(model.get('name')) or _short_model(evaluation.config)} holds up",
+        verdict=_evaluation_verdict(card, threats),
+        facts=_known(facts),
+        origin=_origin(evaluation.starts),
+        command=f"sparring eval --config {config} --out {shlex.quote(f'{evaluation.path}-again')}"
+        if evaluation.config
+        else "",
+        missing=[what for what, is_missing in missing if is_missing],
+    )
+
+
+def study_heading(found: StudyFolder) -> Heading:
+    """Of a study."""
+    some = next((run for runs in found.runs.values() for run in runs.values()), None)
+    facts = [
+        ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms", ()))),
+        ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds", ()))),
+        ("steps of each run", name_of(found.study.get("steps"))),
+        ("test problems", name_of(found.study.get("num_test"))),
+        ("runs", ", ".join(f"{count} {state}" for state, count in study.states(found) if state)),
+        ("model", _model(some.config, some.starts) if some else ""),
+    ]
+    recipe = found.study.get("name")
+    missing = [("no table: no run is finished", not found.table), ("no run has begun", not found.runs)]
+    again = f"sparring study {shlex.quote(str(recipe))} --out {shlex.quote(f'{found.path}-again')}"
+    return Heading(
+        kind="Study",
+        title=name_of(recipe or found.path.name),
+        verdict=_study_verdict(found),
+        facts=_known(facts),
+        origin=_origin(some.starts) if some else (),
+        command=again if recipe else "",
+        missing=[what for what, is_missing in missing if is_missing],
+    )
+
+
+def comparison_heading(first: Path, second: Path, rows: Sequence[Compared]) -> Heading:
+    """Of a comparison."""
+    changes = {row.threat: row.change.difference for row in rows}
+    if not changes:
+        verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
+    else:
+        verdict = f"From A to B, paired by problem, {_told(changes)}."
+    title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
+    return Heading("Comparison", title, verdict, [("A", str(first)), ("B", str(second))])
+
+
+def _run_verdict(run: RunFolder, changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
+    if changes:
+        return f"After training, {_told(changes)}."
+    if steps is not None and num_done < steps:
+        return f"The run has done {num_done} of {steps:.0f} steps; what it gained is known after its last."
+    return "The run has not been tested before and after training, so what it gained is not known."
+
+
+def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
+    clean = estimate(threats.get("clean", {}).get("accuracy"))
+    if clean is None:
+        return "The model has not been tested on clean pictures yet, so nothing can be compared."
+    text = f"Right on {_percent(clean)} of clean pictures"
+    known = {name: value for name, entry in threats.items() if (value := estimate(entry.get("accuracy"))) is not None}
+    hard = {name: value for name, value in known.items() if name not in ("clean", "blank")}
+    if hard:
+        worst = min(hard, key=lambda name: hard[name].value)
+        text += f", and on {_percent(hard[worst])} under the worst of {len(hard)} threats, {name_of(worst)}"
+    failed = sum(check.get("passed") is False for check in card.get("checks", ()))
+    if failed:
+        checks = f"{failed} sanity checks" if failed > 1 else "one sanity check"
+        text += f"; {checks} failed, so the figures under attack may be too good"
+    return text + "."
+
+
+def _study_verdict(found: StudyFolder) -> str:
+    baseline = name_of(found.table.get("baseline"))
+    all_of = study.differences(found)
+    if not all_of:
+        return "No two methods can be compared yet: the verdict comes with more runs."
+    told = {f"{m} on {c}": value for (m, c), value in all_of.items() if value.low > 0 or value.high < 0}
+    if not told:
+        return f"None of {len(all_of)} differences to {baseline} can be told from chance."
+    best, worst = (choose(told, key=lambda name: told[name].value) for choose in (max, min))
+    picked = [name for name, is_shown in ((best, told[best].low > 0), (worst, told[worst].high < 0)) if is_shown]
+    shown = "; ".join(f"{name_of(name)} {_points(told[name])}" for name in picked)
+    return f"{len(told)} of {len(all_of)} differences to {baseline} can be told from chance, the largest: {shown}."
+
+
+def _told(changes: Mapping[str, Estimate]) -> str:
+    """Changes that can be told from chance with their intervals, the clean ones first; then the others by name."""
+    told = [f"{name_of(n)} {_points(c)}" for n, c in changes.items() if c.low > 0 or c.high < 0]
+    rest = [name_of(n) for n, c in changes.items() if c.low <= 0 <= c.high]
+    if not told:
+        first = next(iter(changes))
+        return f"no change of accuracy can be told from chance: {name_of(first)} {_points(changes[first])}"
+    text = "accuracy changed: " + ", ".join(told[:3])
+    if len(told) > 3:
+        text += f", and {len(told) - 3} more"
+    if not rest:
+        return text
+    return text + f"; no change can be told on {', '.join(rest) if len(rest) < 4 else f'{len(rest)} others'}"
+
+
+def _points(value: Estimate) -> str:
+    return f"{points(value.value)} points ({_INTERVAL} {points(value.low)} to {points(value.high)})"
+
+
+def _percent(value: Estimate) -> str:
+    return f"{percent(value.value)}{_SPACE}% ({_INTERVAL} {percent(value.low)} to {percent(value.high)})"
+
+
+def _decoding(decoding: Mapping[str, Any]) -> str:
+    if not decoding:
+        return ""
+    if decoding.get("mode") == "greedy":
+        return f"greedy, at most {name_of(decoding.get('max_new_tokens'))} tokens"
+    samples, temperature = (name_of(decoding.get(name)) for name in ("num_samples", "temperature"))
+    return f"{samples} samples at temperature {temperature}, at most {name_of(decoding.get('max_new_tokens'))} tokens"
+
+
+def _origin(starts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Versions, code and machine of the last start."""
+    last = starts[-1] if starts else {}
+    environment, git = _part(last, "environment"), _part(_part(last, "git"), "package")
+    versions = ", ".join(f"{name} {name_of(environment[name])}" for name in _VERSIONS if environment.get(name))
+    commit = name_of(git.get("commit"))[:12] + (" with local changes" if git.get("dirty") else "")
+    found = [
+        ("versions", versions),
+        ("commit", commit if git.get("commit") else ""),
+        (
+            "machine",
+            ", ".join(filter(None, (name_of(environment.get("device")), name_of(environment.get("platform"))))),
+        ),
+        ("starts", f"{len(starts)}; it was resumed" if len(starts) > 1 else ""),
+    ]
+    return _known(found)
+
+
+def _model(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> str:
+    path = name_of(_part(config, "model").get("path"))
+    fingerprint = name_of(starts[-1].get("model")) if starts else ""
+    return f"{path} ({fingerprint[:12]})" if path and fingerprint else path
+
+
+def _short_model(config: Mapping[str, Any]) -> str:
+    path = name_of(_part(config, "model").get("path"))
+    return path.rstrip("/").rpartition("/")[2] or "a model"
+
+
+def _known(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in facts if value]
+
+
+def _part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = value.get(name)
+    return found if isinstance(found, Mapping) else {}

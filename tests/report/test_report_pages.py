@@ -1,0 +1,361 @@
+"""Whole pages: what they say, what they leave out, and that nothing a model wrote becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sample_folders import (
+    HOSTILE,
+    HOSTILE_SHOWN,
+    card,
+    metrics,
+    outcomes,
+    write_evaluation,
+    write_json,
+    write_lines,
+    write_run,
+    write_study,
+)
+from sparring.cli import main
+from sparring.errors import UserError
+from sparring.report.page import write_comparison, write_report
+
+BLOCKS = frozenset({"dd", "dt", "pre", "small", "td", "th"})
+"""What stands apart from the text before it without white space between them."""
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.style = ""
+        self._pieces: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    @property
+    def text(self) -> str:
+        """All text, with white space as a reader sees it."""
+        return " ".join("".join(self._pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in BLOCKS:
+            self._pieces.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "style" and not self.style:
+            self.style = data
+        else:
+            self._pieces.append(data)
+
+
+def test_a_run(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run")))
+    # Clean: 2 of 8 became 7 of 8. Noisy: one gained, one lost.
+    for expected in (
+        "grpo on bundled",
+        "After training, accuracy changed: clean +62.5 points (95 % interval",
+        "no change can be told on noisy",
+        "4 of 4 done",
+        "step 4, the best on validation",
+        "torch 2.13.0",
+        f"sparring train --config {tmp_path}/run/config.json --out {tmp_path}/run-again",
+        "Left out: no gallery of examples.",
+        "25.0 7.1–59.1",  # Wilson, 2 of 8
+    ):
+        assert expected in page.text
+    row = page.text[page.text.index("clean 25.0") :].partition("noisy")[0]
+    assert "87.5" in row and "6 / 1" in row and "100.0 → 100.0" in row and "13.5 → 13.5" in row
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "is_tested", "parts"),
+    [
+        (2, False, ["has done 2 of 4 steps", "no test before training", "no test after training: 2 of 4"]),
+        (4, False, ["has not been tested", "no test after training"]),
+        (0, False, ["has done 0 of 4 steps", "no gallery"]),
+    ],
+)
+def test_a_run_that_is_going_on(tmp_path: Path, num_steps: int, is_tested: bool, parts: list[str]) -> None:
+    page = Page(write_report(write_run(tmp_path, num_steps=num_steps, is_tested=is_tested)))
+    assert all(part in page.text for part in parts)
+
+
+def test_a_run_that_was_only_tested_before(tmp_path: Path) -> None:
+    write_run(tmp_path, num_steps=2)
+    (tmp_path / "test-after.jsonl").unlink()
+    # The line that a crash cut off is left out.
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "rew')
+    page = Page(write_report(tmp_path))
+    assert "Before training" in page.text and "25.0 7.1–59.1" in page.text and "has done 2 of 4 steps" in page.text
+
+
+def test_an_evaluation(tmp_path: Path) -> None:
+    page = Page(write_report(write_evaluation(tmp_path)))
+    for expected in (
+        "How well fine holds up",
+        "Right on 80.0 % (95 % interval 70.0 to 90.0) of clean pictures, and on 10.0 %",
+        "under the worst of 8 threats, pgd:4/255; one sanity check failed",
+        "1 of 3 checks passed, 1 failed",
+        "mCE 0.900 against older",
+        "relative mCE undefined",
+        "F1 precision recall yes ratio questions typos:2 70.0 90.0 – 50.0 8",
+        "answer 4 · right → wrong · p1 · the threat changed the question",
+        "answer 0: fine",
+        "least sure of “four”, 1.70 nats",
+        "greedy, at most 64 tokens",
+    ):
+        assert expected in page.text
+    assert page.tags.count("img") == 3 and page.tags.count("del") >= 1
+    charts = [value for name, value in page.attributes if name == "aria-label" and value]
+    assert any(
+        value.startswith("Accuracy under gaussian_noise by severity. gaussian_noise: 80.0 %") for value in charts
+    )
+    assert any("pgd: 80.0 % at radius in 255ths (L∞) 0, 10.0 %" in value for value in charts)
+    assert any("restart 1: 0.3 at step of the attack 0, 1.2 at step of the attack 2" in value for value in charts)
+
+
+def test_an_evaluation_without_card_is_counted_from_its_outcomes(tmp_path: Path) -> None:
+    write_lines(tmp_path / "outcomes.jsonl", outcomes("clean", [1, 1, 0, 0]) + outcomes("fog:3", [1, 0, 0, 0]))
+    page = Page(write_report(tmp_path))
+    assert "Right on 50.0" in page.text and "fog:3" in page.text and "not finished" in page.text
+
+
+def test_a_study(tmp_path: Path) -> None:
+    written = write_report(write_study(tmp_path / "s"))
+    page = Page(written)
+    for expected in (
+        "1 of 2 differences to grpo can be told from chance, the largest: saei on clean +5.0 points",
+        "4 done, 1 failed",
+        "roma-0 a loss that is not finite",
+        "clean 50.0 ± 1.0 48.0–52.0 60.0 ± 1.0 58.0–62.0 65.0 ± 1.0 63.0–67.0",
+        "saei − grpo",
+        "2 seeds",
+    ):
+        assert expected in page.text
+    text = written.read_text()
+    assert '<span class="best">65.0' in text and '<span class="second">60.0' in text
+    assert '<span class="best">31.0' not in text, "a blank picture is a control: more is not better"
+    assert any("grpo: 0.51 at step 1, 0.54 at step 4" in (value or "") for _, value in page.attributes)
+
+
+def test_two_runs_compared(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    write_lines(second / "test-after.jsonl", outcomes("clean", [1, 1, 1, 1], "new text") + outcomes("fog:1", [1]))
+    config = json.loads((second / "config.json").read_text())
+    write_json(second / "config.json", config | {"method": {"name": "saei", "num_clean": 4}, "out": "elsewhere"})
+    written = write_comparison(first, second)
+    assert written == second / "against-a.html"
+    page = Page(written)
+    # On p0 to p3, A is right on three and B on four; A's p4 to p7 have no partner, and noisy was not asked of B.
+    for expected in (
+        "75.0 30.1–95.4 100.0 51.0–100.0 +25.0",
+        "1 / 0",
+        "4 (4 left out: only one has them)",
+        "method.name grpo saei method.num_clean not set 4",
+        "clean p1 only B right A wrong fine B correct new text",
+    ):
+        assert expected in page.text
+    assert "noisy" not in page.text and "elsewhere" not in page.text
+    assert any("A: 0.51 at step 1" in (value or "") for _, value in page.attributes)
+
+
+def test_nothing_that_a_model_wrote_becomes_markup(tmp_path: Path) -> None:
+    run, other = (write_run(tmp_path / name, text=HOSTILE) for name in ("run", "other"))
+    write_lines(other / "test-after.jsonl", outcomes("clean", [0] * 8, HOSTILE))
+    pages = [
+        write_report(run),
+        write_report(write_evaluation(tmp_path / "evaluation", text=HOSTILE)),
+        write_report(write_study(tmp_path / "study", text=HOSTILE)),
+        write_comparison(run, other),
+    ]
+    for path in pages:
+        page = Page(path)
+        assert not {"script", "iframe", "object", "form", "base"} & set(page.tags)
+        assert not [name for name, _ in page.attributes if name.startswith("on") or name == "style"]
+        assert not [value for name, value in page.attributes if name in ("src", "href") and not is_inside(value)]
+        assert "\u202e" not in page.text and "\x00" not in page.text
+    for path in pages[1:]:
+        assert " ".join(HOSTILE_SHOWN.split()) in Page(path).text
+
+
+def is_inside(address: str | None) -> bool:
+    return address is not None and address.startswith(("data:", "#"))
+
+
+def test_hostile_names_and_values(tmp_path: Path) -> None:
+    """Records of the wrong kind make a page all the same: they are shown, or left out."""
+    write_json(tmp_path / "card.json", {"threats": {HOSTILE: {"kind": HOSTILE, "accuracy": "x", "yes_no": {}}}})
+    write_lines(
+        tmp_path / "gallery" / "gallery.jsonl", [{"clean": 3, "shown": [], "question": None, "threat": HOSTILE}]
+    )
+    page = Page(write_report(tmp_path))
+    assert "⟨U+202E⟩gnp.exe" in page.text and "script" not in page.tags
+
+
+def test_the_policy_allows_the_page_its_own_style_and_nothing_else(tmp_path: Path) -> None:
+    page = Page(write_report(write_evaluation(tmp_path)))
+    policy = next(value for name, value in page.attributes if name == "content" and value and "default-src" in value)
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    allowed = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    assert policy == allowed and "@import" not in page.style and "url(" not in page.style
+
+
+def test_headings_and_pictures_can_be_heard(tmp_path: Path) -> None:
+    page = Page(write_report(write_evaluation(tmp_path)))
+    assert page.tags.count("h1") == 1
+    levels = [int(tag[1]) for tag in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
+    assert all(value for name, value in page.attributes if name == "alt")
+    assert len([name for name, _ in page.attributes if name == "alt"]) == page.tags.count("img")
+    anchors = {value for name, value in page.attributes if name == "id"}
+    assert {value[1:] for name, value in page.attributes if name == "href" and value and value[0] == "#"} <= anchors
+
+
+ANYTHING: tuple[Any, ...] = (None, "x", [], {}, 3, float("nan"), True)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every part of a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in inner:
+        yield (*path, name)
+        yield from places(part, (*path, name))
+
+
+def spoiled(value: Any, path: tuple[Any, ...], part: Any) -> Any:
+    """The value with another part in one place."""
+    result = target = deepcopy(value)
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = part
+    return result
+
+
+@given(st.sampled_from(list(places(card()))), st.sampled_from(ANYTHING))
+@settings(max_examples=60)
+def test_a_spoiled_card_makes_a_page_or_an_error_in_one_line(path: tuple[Any, ...], part: Any) -> None:
+    check_spoiled("card.json", spoiled(card(), path, part), lambda folder: write_evaluation(folder))
+
+
+@given(st.data())
+@settings(max_examples=15)
+def test_a_spoiled_study_makes_a_page_or_an_error_in_one_line(data: st.DataObject) -> None:
+    with TemporaryDirectory() as root:
+        files = {
+            name: json.loads((write_study(Path(root)) / name).read_text()) for name in ("study.json", "table.json")
+        }
+    name = data.draw(st.sampled_from(sorted(files)))
+    path = data.draw(st.sampled_from(list(places(files[name]))))
+    check_spoiled(name, spoiled(files[name], path, data.draw(st.sampled_from(ANYTHING))), write_study)
+
+
+def check_spoiled(name: str, value: Any, write: Callable[[Path], Path]) -> None:
+    with TemporaryDirectory() as root:
+        folder = write(Path(root))
+        write_json(folder / name, value)
+        try:
+            assert write_report(folder).stat().st_size > 0
+        except UserError as error:
+            assert str(folder / name) in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "parts"),
+    [
+        (lambda folder: None, ["holds no training run (metrics.jsonl)", "card.json", "study.json"]),
+        (lambda folder: (folder / "card.json").write_text("{"), ["card.json: not JSON"]),
+        (lambda folder: (folder / "card.json").write_text("[]"), ["card.json: holds list"]),
+        (lambda folder: (folder / "card.json").write_text('{"format": 2}'), ["has format 2", "reads 1"]),
+        (lambda folder: (folder / "card.json").write_text('{"checks": {}}'), ["card.json: checks is dict, not a list"]),
+        (lambda folder: (folder / "metrics.jsonl").write_text("1\n"), ["metrics.jsonl, line 1"]),
+    ],
+)
+def test_a_folder_that_cannot_be_read(tmp_path: Path, prepare: Callable[[Path], object], parts: list[str]) -> None:
+    prepare(tmp_path)
+    with pytest.raises(UserError) as error:
+        write_report(tmp_path)
+    message = str(error.value)
+    assert all(part in message for part in parts) and str(tmp_path) in message and "\n" not in message
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    study, going = write_study(tmp_path / "study"), write_run(tmp_path / "going", num_steps=1, is_tested=False)
+    run = write_run(tmp_path / "run")
+    for pair, part in (((run, study), "is a study"), ((going, run), "it lacks test-after.jsonl")):
+        with pytest.raises(UserError, match=part):
+            write_comparison(*pair)
+
+
+def test_a_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = write_report(write_run(tmp_path))
+    written = page.read_bytes()
+
+    def fails(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_report(tmp_path)
+    assert page.read_bytes() == written and not list(tmp_path.glob("*.draft"))
+
+
+def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e")
+    assert write_report(folder).read_bytes() == write_report(folder, tmp_path / "again.html").read_bytes()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_run(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    assert main(["report", str(first)]) == 0
+    assert capsys.readouterr().out == f"page: {first / 'report.html'}\n" and (first / "report.html").exists()
+    out = tmp_path / "new" / "page.html"
+    assert main(["report", str(first), str(second), "--out", str(out)]) == 0
+    assert "a against b" in Page(out).text
+    assert main(["report", "--help"]) == 0 and "FOLDER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["."], "holds no training run"),
+        (["a", "b", "c"], "one folder or two"),
+        (["--light", "a"], "--light"),
+        ([], "one folder or two"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", *arguments])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and part in message and message.count("\n") == 1
+
+
+def test_reporting_does_not_load_torch(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", metrics(3))
+    code = "import sys; from sparring.cli import main; main(['report', sys.argv[1]]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
