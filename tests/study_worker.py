@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sparring.recipes import run as recipe
-from sparring.recipes.study import runner
-from test_study import start, tiny_study
-from toy_grader import ParityGrader
+import pytest
+
+from test_study import prepare_process, start, tiny_study
 
 if __name__ == "__main__":
-    recipe.Grader = runner.Grader = ParityGrader  # type: ignore[misc]
+    prepare_process(pytest.MonkeyPatch())
     model, out = map(Path, sys.argv[1:])
     start(tiny_study(model), out)

@@ -25,7 +25,7 @@ from sparring.methods import SaEI
 from sparring.recipes import STUDIES, robustness, saei_vs_grpo
 from sparring.recipes import run as recipe
 from sparring.recipes.run import PRESETS
-from sparring.recipes.study import Arm, Condition, Study, StudyOptions, run_study, runner
+from sparring.recipes.study import Arm, Condition, Study, StudyOptions, figures, run_study, runner
 from sparring.recipes.study.run_folder import LOCK, FolderLock, RunStatus, read_status, write_status
 from sparring.trainer import TrainerConfig
 from sparring.update import OptimConfig
@@ -62,10 +62,16 @@ def tiny_study(model: Path) -> Study:
     )
 
 
+def prepare_process(patch: pytest.MonkeyPatch) -> None:
+    """Pay random responses, and draw few bootstrap samples."""
+    patch.setattr(recipe, "Grader", ParityGrader)
+    patch.setattr(runner, "Grader", ParityGrader)
+    patch.setattr(figures, "NUM_RESAMPLES", 50)
+
+
 @pytest.fixture
 def study(tiny_folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setattr(recipe, "Grader", ParityGrader)
-    monkeypatch.setattr(runner, "Grader", ParityGrader)
+    prepare_process(monkeypatch)
     return tiny_study(tiny_folders["qwen3_vl"])
 
 
@@ -74,8 +80,7 @@ def undisturbed(tiny_folders: Mapping[str, Path], tmp_path_factory: pytest.TempP
     """The folder of the study done in one go."""
     out = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "Grader", ParityGrader)
-        patch.setattr(runner, "Grader", ParityGrader)
+        prepare_process(patch)
         statuses = start(tiny_study(tiny_folders["qwen3_vl"]), out)
     assert {status.state for status in statuses.values()} == {"done"}
     return out
@@ -170,7 +175,8 @@ def test_a_failed_run_leaves_the_others(
         "grpo-1": "done",
         "saei-1": "done",
     }
-    assert 'raise RuntimeError("out of' in (tmp_path / "saei-0" / "error.txt").read_text()
+    trace = (tmp_path / "saei-0" / "error.txt").read_text()
+    assert "Traceback" in trace and "RuntimeError: out of\n  luck" in trace
     assert json.loads((tmp_path / "table.json").read_text())["seeds"] == {"grpo": [0, 1], "saei": [1]}
     # It is left alone until it is asked for, and then goes on from its last checkpoint.
     assert start(study, tmp_path)["saei-0"].state == "failed"
@@ -322,9 +328,15 @@ def test_a_recipe_is_a_python_file(
         assert message in error and error.count("\n") == 1
     # A run that fails does so in the exit code.
     monkeypatch.setitem(STUDIES, "tiny", study)  # type: ignore[arg-type]
-    monkeypatch.setattr(runner, "load_policy", lambda config: (_ for _ in ()).throw(OSError("no such disk")))
+
+    def refuse(*args: Any, **more: Any) -> None:
+        raise OSError("no such disk")
+
+    for name in ("load_policy", "prepare"):
+        monkeypatch.setattr(runner, name, refuse)
     assert main(["study", "tiny", "--only", "grpo:0", "--out", str(tmp_path / "tiny")]) == 1
-    assert "before failed: OSError: no such disk" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "before failed: OSError: no such disk" in shown and "grpo-0 failed: OSError: no such disk" in shown
 
 
 def launch(model: Path, out: Path) -> subprocess.Popen[str]:

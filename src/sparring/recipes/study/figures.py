@@ -13,6 +13,9 @@ from sparring.evaluation.statistics import bootstrap_mean, paired_bootstrap_diff
 from sparring.evaluation.suite import Outcome
 from sparring.recipes.study.conditions import Condition, scores, under
 
+NUM_RESAMPLES = 10_000
+"""Draws of the bootstrap for every interval."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -113,7 +116,7 @@ def _matrix_SP(condition: Condition, runs: Sequence[Sequence[Outcome]], order: S
 
 
 def _cell(condition: Condition, scores_SP: np.ndarray, runs: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
-    estimate = bootstrap_mean(scores_SP, seed=0)
+    estimate = bootstrap_mean(scores_SP, seed=0, num_resamples=NUM_RESAMPLES)
     own = [outcome for outcomes in runs for outcome in under(condition, outcomes)]
     return {
         "mean": estimate.value,
@@ -127,7 +130,7 @@ def _cell(condition: Condition, scores_SP: np.ndarray, runs: Sequence[Sequence[O
 
 
 def _difference(ours_SP: np.ndarray, theirs_SP: np.ndarray) -> dict[str, float]:
-    return asdict(paired_bootstrap_difference(ours_SP, theirs_SP, seed=0))
+    return asdict(paired_bootstrap_difference(ours_SP, theirs_SP, seed=0, num_resamples=NUM_RESAMPLES))
 
 
 def _spread(values: Sequence[float]) -> float | None:

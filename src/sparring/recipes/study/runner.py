@@ -211,6 +211,7 @@ class _Work:
             self.say(f"{task.name} failed: {reason}")
         except KeyboardInterrupt:
             note("waiting", done)
+            self.write_record()
             raise
         else:
             note("done", done)
