@@ -454,7 +454,8 @@ def test_a_larger_canvas_shows_the_same_problems_with_the_same_objects_further_a
     picture = render(scene, canvas=144).int()
     for thing in scene.things:
         moved, box = thing.moved_to(144), thing.box_on(144)
-        assert (moved.x, moved.radius, moved.rgb) == (1.5 * thing.x, thing.radius, thing.rgb)
+        assert (moved.x, moved.y) == pytest.approx((1.5 * thing.x, 1.5 * thing.y))
+        assert (moved.radius, moved.rgb) == (thing.radius, thing.rgb)
         # The same cells of the grid, 14.4 pixels each.
         assert (thing.column, thing.row) == (int(moved.x / 14.4), int(moved.y / 14.4))
         without = render(
