@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sparring.cli import main
 from sparring.configs import undocumented_fields
 from sparring.models.families import bundled_path
-from sparring.recipes import STUDIES
+from sparring.recipes import OTHER_RECIPES
 from sparring.recipes.attack_sweep import AttackSweepConfig
 from sparring.recipes.corruptions_sheet import CorruptionsConfig
 from sparring.recipes.run import PRESETS, RunConfig
@@ -97,7 +97,7 @@ def test_every_setting_is_explained(cls: type) -> None:
 
 
 def test_studies_are_explained() -> None:
-    for _, config, _ in STUDIES.values():
+    for _, config, _ in OTHER_RECIPES.values():
         assert undocumented_fields(type(config)) == []
 
 

@@ -31,7 +31,7 @@ commands:
   attack [MODEL]    compare strengths of SaEI's entropy attack
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
-  study NAME        run a study of the documentation, or make the bundled model
+  study RECIPE      compare methods over seeds, or make the bundled model
   report A [B]      one page of a training run, evaluation or study, or of two compared
 
 `sparring COMMAND --help` explains every option.
@@ -246,20 +246,24 @@ def _data_corruptions(arguments: list[str], prog: str) -> None:
 
 
 def _study(arguments: list[str]) -> int:
-    from sparring.recipes import STUDIES
+    from sparring.recipes import OTHER_RECIPES, STUDIES
 
     prog = "sparring study"
+    descriptions = {name: study.description for name, study in STUDIES.items()}
+    descriptions |= {name: description for name, (description, _, _) in OTHER_RECIPES.items()}
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: sparring study NAME [OPTIONS]\n\nstudies:")
-        for name, (description, _, _) in STUDIES.items():
-            print(f"  {name:<14} {description}")
+        print("usage: sparring study NAME [OPTIONS]\n       sparring study FILE.py [OPTIONS]\n\nstudies:")
+        for name, description in descriptions.items():
+            print(f"  {name:<15} {description}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    if name not in STUDIES:
-        fail(prog, f"unknown study {name!r}; use one of {', '.join(STUDIES)}")
+    if name not in descriptions and not name.endswith(".py"):
+        fail(prog, f"unknown study {name!r}; use one of {', '.join(descriptions)}, or name a Python file")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fail(prog, "studies run in one process: start them without torchrun")
-    description, config, run = STUDIES[name]
+    if name not in OTHER_RECIPES:
+        return _methods_by_seeds(name, rest)
+    description, config, run = OTHER_RECIPES[name]
     run(parse(config, rest, prog=f"{prog} {name}", description=description))
     return 0
 
@@ -282,6 +286,22 @@ def _report(arguments: list[str]) -> int:
         page = write_report(folders[0], out)
     print(f"page: {page}")
     return 0
+
+
+def _methods_by_seeds(name: str, arguments: list[str]) -> int:
+    """A study of arms x seeds; exit code 1 if a run failed."""
+    from sparring.recipes import STUDIES
+    from sparring.recipes.study import load_recipe, run_study
+
+    prog = f"sparring study {name}"
+    study = STUDIES[name] if name in STUDIES else load_recipe(Path(name))
+    options = parse(study.options(), arguments, prog=prog, description=study.description)
+    try:
+        statuses = run_study(study, options)
+    except KeyboardInterrupt:
+        print(f"go on with: {' '.join([prog, *arguments])}", file=sys.stderr)
+        raise
+    return int(any(status.state == "failed" for status in statuses.values()))
 
 
 def _console(model: ModelConfig) -> Console:

@@ -443,3 +443,27 @@ def test_perception_is_answered_from_the_scene() -> None:
             described = question.removeprefix("List every ").removesuffix(".")
             assert sorted(answer.split(" , ")) == sorted(entry for entry in listed if described in entry.split())
     assert set(asked) == {"Describe", "What", "Where", "List"} and min(asked.values()) > 50
+
+
+def test_a_larger_canvas_shows_the_same_problems_with_the_same_objects_further_apart() -> None:
+    small, large = (SceneProblems("test", 30, SceneConfig(canvas=canvas)) for canvas in (SIZE, 144))
+    for ours, theirs in zip(small, large, strict=True):
+        assert (ours.id, ours.question, ours.answer) == (theirs.id, theirs.question, theirs.answer)
+        assert theirs.images[0].shape == (3, 144, 144)
+    scene = large.scene(0)[0]
+    picture = render(scene, canvas=144).int()
+    for thing in scene.things:
+        moved, box = thing.moved_to(144), thing.box_on(144)
+        assert (moved.x, moved.y) == pytest.approx((1.5 * thing.x, 1.5 * thing.y))
+        assert (moved.radius, moved.rgb) == (thing.radius, thing.rgb)
+        # The same cells of the grid, 14.4 pixels each.
+        assert (thing.column, thing.row) == (int(moved.x / 14.4), int(moved.y / 14.4))
+        without = render(
+            replace(scene, things=tuple(other for other in scene.things if other is not thing)), canvas=144
+        )
+        rows, columns = ((picture - without.int()).abs().sum(0) > 0).nonzero(as_tuple=True)
+        assert box.left <= columns.min() and columns.max() < box.right <= 144
+        assert box.top <= rows.min() and rows.max() < box.bottom <= 144
+        assert columns.max() - columns.min() > 1.2 * thing.radius, "as large as before"
+    with pytest.raises(ValueError, match="canvas=80 must be >= 96"):
+        SceneConfig(canvas=80)

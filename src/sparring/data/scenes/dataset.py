@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from sparring.data.scenes.questions import TAUGHT, Family, ask
-from sparring.data.scenes.world import Scene, draw_scene, render
+from sparring.data.scenes.world import SIZE, Scene, draw_scene, render
 from sparring.seeding import derive_seed
 from sparring.types import Problem
 
@@ -42,6 +42,9 @@ class SceneConfig:
     """Highest difficulty, in [easiest, 1]; problems are spread evenly between the two."""
     grain: float = 0.025
     """Standard deviation of the camera's noise, in [0, 1] pixel units; the bundled model learned to see without any."""
+    canvas: int = SIZE
+    """Side of a picture in pixels, >= 96. On a larger one the same objects, as large as before, lie further apart: the
+    same problems at a higher resolution, with more image tokens."""
     families: tuple[Family, ...] = TAUGHT
     """Kinds of question, at least one, which take turns; the bundled model has learned those of the default."""
     seed: int = 0
@@ -57,6 +60,8 @@ class SceneConfig:
             )
         if not 0 <= self.grain <= 1:
             raise ValueError(f"grain={self.grain} must be in [0, 1] pixel units: usual are 0 to 0.05")
+        if self.canvas < SIZE:
+            raise ValueError(f"canvas={self.canvas} must be >= {SIZE} pixels: on a smaller one objects would overlap")
         if not self.families:
             raise ValueError(f"families is empty: name at least one of {', '.join(get_args(Family))}")
 
@@ -85,10 +90,10 @@ class SceneProblems(Sequence[Problem]):
                 return Problem(
                     id=f"scenes-{self.config.seed}-{self.split}-{index}",
                     question=question.text,
-                    images=(render(scene, grain=self.config.grain),),
+                    images=(render(scene, grain=self.config.grain, canvas=self.config.canvas),),
                     answer=question.answer,
                     answer_kind=question.answer_kind,
-                    boxes=tuple(thing.box for thing in question.things),
+                    boxes=tuple(thing.box_on(self.config.canvas) for thing in question.things),
                     family=question.family,
                     difficulty=scene.difficulty,
                 )

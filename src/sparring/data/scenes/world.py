@@ -1,8 +1,8 @@
 """What a generated scene is made of, how one is drawn, and how a scene is drawn as pixels.
 
-A scene is a small picture (96 x 96) with four to eight flat objects on a textured background. Difficulty, in [0, 1],
-lowers the contrast of the objects, shrinks them, and strengthens the texture behind them, so that perception, not only
-reasoning, decides the answer.
+A scene is a small picture (96 x 96, or larger) with four to eight flat objects on a textured background. Difficulty, in
+[0, 1], lowers the contrast of the objects, shrinks them, and strengthens the texture behind them, so that perception,
+not only reasoning, decides the answer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,14 +78,22 @@ class Thing:
     @property
     def box(self) -> Box:
         """Around every pixel that it touches, cut off at the edge of the picture."""
-        reach = _REACH[self.shape] * self.radius + 1
+        return self.box_on(SIZE)
+
+    def box_on(self, canvas: int) -> Box:
+        """``box`` in the picture that ``render`` draws on such a canvas."""
+        moved, reach = self.moved_to(canvas), _REACH[self.shape] * self.radius + 1
         return Box(
-            left=max(0.0, self.x - reach),
-            top=max(0.0, self.y - reach),
-            right=min(float(SIZE), self.x + reach),
-            bottom=min(float(SIZE), self.y + reach),
+            left=max(0.0, moved.x - reach),
+            top=max(0.0, moved.y - reach),
+            right=min(float(canvas), moved.x + reach),
+            bottom=min(float(canvas), moved.y + reach),
             label=self.name,
         )
+
+    def moved_to(self, canvas: int) -> Thing:
+        """The object at its place on a canvas of another side, as large as before: its cell stays the same."""
+        return replace(self, x=self.x * canvas / SIZE, y=self.y * canvas / SIZE)
 
 
 @dataclass(frozen=True)
@@ -175,16 +183,18 @@ def _paint(
     return red, green, blue
 
 
-def render(scene: Scene, *, grain: float = 0.0) -> Tensor:
-    """The picture of a scene: uint8, shape (3, SIZE, SIZE).
+def render(scene: Scene, *, grain: float = 0.0, canvas: int = SIZE) -> Tensor:
+    """The picture of a scene: uint8, shape (3, canvas, canvas).
 
     Args:
         grain: standard deviation of the noise of the camera, in [0, 1] pixel units, >= 0.
+        canvas: side of the picture in pixels, >= SIZE. Objects keep their size and move apart, so that every answer
+            stays what it was.
     """
-    ground = np.asarray(scene.base_rgb)[None, None] + scene.texture_strength * _texture(scene)[..., None]
+    ground = np.asarray(scene.base_rgb)[None, None] + scene.texture_strength * _texture(scene, canvas)[..., None]
     picture = Image.fromarray((np.clip(ground, 0, 1) * 255).round().astype(np.uint8), "RGB")
     for thing in scene.things:
-        _draw_thing(picture, thing)
+        _draw_thing(picture, thing.moved_to(canvas))
     pixels = np.array(picture)
     if grain:
         noise = np.random.default_rng((scene.texture_seed, 1)).normal(0.0, 255 * grain, pixels.shape)
@@ -192,25 +202,27 @@ def render(scene: Scene, *, grain: float = 0.0) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _texture(scene: Scene) -> NDArray[np.float64]:
-    """A pattern around 0, mostly in [-1, 1], shape (SIZE, SIZE).
+def _texture(scene: Scene, canvas: int) -> NDArray[np.float64]:
+    """A pattern around 0, mostly in [-1, 1], shape (canvas, canvas).
 
     Nothing in it is finer than about four pixels: to a model trained on these, pixel noise stays foreign.
     """
     rng = np.random.default_rng(scene.texture_seed)
-    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
+    y, x = np.mgrid[0:canvas, 0:canvas] / canvas - 0.5
     angle, phase = rng.uniform(0, 2 * math.pi, size=2)
     along = x * math.cos(angle) + y * math.sin(angle)
     across = y * math.cos(angle) - x * math.sin(angle)
     match scene.texture:
         case "plain":
-            return np.zeros((SIZE, SIZE))
+            return np.zeros((canvas, canvas))
         case "gradient":
             return 2 * along
         case "clouds":
             cells = int(rng.integers(5, 17))
             coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-            return np.asarray(Image.fromarray(coarse, "F").resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float64)
+            return np.asarray(
+                Image.fromarray(coarse, "F").resize((canvas, canvas), Image.Resampling.BICUBIC), np.float64
+            )
         case "bands":
             return np.sin(2 * math.pi * rng.uniform(2, 8) * along + phase)
         case "checks":
