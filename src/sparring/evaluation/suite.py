@@ -1,35 +1,47 @@
-"""Evaluate a policy on problems under threats: one outcome per problem and threat, then tables with intervals.
+"""Test a subject on problems under threats: one outcome per problem, threat and sample; tables with intervals.
 
-Any policy that loads can be evaluated; nothing here knows how it was trained.
+Any policy that loads can be tested, and any endpoint; nothing here knows how a model was trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sparring.errors import UserError
 from sparring.evaluation.statistics import Estimate, paired_bootstrap_difference, wilson_interval
-from sparring.evaluation.threats import THREATS, Threat, ThreatConfig, threatened_views
+from sparring.evaluation.subjects import PolicySubject, Subject
+from sparring.evaluation.threats import (
+    CLEAN,
+    TRAINING_TEST,
+    Threat,
+    ThreatConfig,
+    attacked,
+    corrupted,
+    edited,
+    parse_threats,
+)
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
+from sparring.rewards.answer import extract_boxed
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Problem, View
+from sparring.types import FinishReason, Group, Metrics, Problem, View
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how."""
+    """What a training run is tested on before and after."""
 
     num_problems: int = 300
     """Held-out problems, >= 1."""
-    threats: tuple[Threat, ...] = THREATS
-    """Which views the model is tested on: clean, noisy, attacked, blank."""
+    threats: tuple[str, ...] = TRAINING_TEST
+    """What the model is put through: clean, noisy, attacked, blank, and whatever sparring eval --threats takes."""
     strength: ThreatConfig = field(default_factory=ThreatConfig)
-    """How strong they are."""
+    """How strong noisy and attacked are."""
     batch_size: int = 100
     """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
 
@@ -39,7 +51,8 @@ class EvaluationConfig:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be >= 1")
         if not self.threats:
-            raise ValueError(f"threats is empty: name at least one of {', '.join(THREATS)}")
+            raise ValueError(f"threats is empty: name at least one, such as {', '.join(TRAINING_TEST)}")
+        parse_threats(self.threats, self.strength)
 
 
 @dataclass(frozen=True)
@@ -48,14 +61,116 @@ class Outcome:
 
     problem_id: str
     family: str
-    threat: Threat
+    threat: str
     is_correct: bool
     is_well_formed: bool
     length: int
-    """Tokens of the response."""
+    """Tokens of the response; 0 if an endpoint does not say."""
     text: str
     reason: str
     """Why the answer was judged as it was."""
+    sample: int = 0
+    """Number of the response to this problem, from 0."""
+    finish_reason: FinishReason = "stop"
+    answer: str = ""
+    """The final answer found in the response; empty if there is none."""
+    truth: str = ""
+
+
+@dataclass(eq=False)
+class Suite:
+    """A subject with what it is put through and how it answers."""
+
+    subject: Subject
+    threats: Sequence[Threat]
+    sampling: SamplingConfig
+    """With ``greedy`` the most likely response, else ``num_samples`` draws at the temperature."""
+    grader: Grader
+    seed: int
+    """Of random threats and of draws."""
+    num_samples: int = 1
+    """Responses to each problem under each threat, >= 1; 1 if they are greedy."""
+    batch_size: int = 100
+    """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
+    token_budget: int = 16384
+    """Tokens of a scoring pass."""
+
+    def __post_init__(self) -> None:
+        gradient = next((threat for threat in self.threats if threat.needs_gradients), None)
+        if gradient is not None and self.subject.policy is None:
+            raise UserError(f"threat {gradient.name!r} needs gradients, which an endpoint does not give: leave it out")
+        if self.num_samples > 1 and self.sampling.greedy:
+            raise UserError(f"num_samples={self.num_samples}: greedy responses are all the same; set a temperature")
+        if gradient is not None and not self.sampling.greedy:
+            raise UserError(f"threat {gradient.name!r} attacks the greedy response: leave out the temperature")
+
+    def run(
+        self,
+        problems: Sequence[Problem],
+        num_problems: int | None = None,
+        is_done: Callable[[str, str], bool] = lambda problem_id, threat: False,
+    ) -> Iterator[list[Outcome]]:
+        """Outcomes as they come: those of one batch of problems under one threat at a time.
+
+        Args:
+            num_problems: at most so many, the first; None for all.
+            is_done: whether a problem (by id) needs no test under a threat (by name).
+        """
+        end = len(problems) if num_problems is None else min(num_problems, len(problems))
+        for start in range(0, end, self.batch_size):
+            batch = [problems[i] for i in range(start, min(start + self.batch_size, end))]
+            clean: dict[str, Group] = {}
+            for threat in self.threats:
+                missing = [problem for problem in batch if not is_done(problem.id, threat.name)]
+                if missing:
+                    groups = self.respond(missing, threat, clean)
+                    yield [outcome for group in groups for outcome in _outcomes(group, threat)]
+
+    def respond(self, problems: Sequence[Problem], threat: Threat, clean: dict[str, Group]) -> list[Group]:
+        """Each problem as a threat shows it, with graded responses to that.
+
+        A white-box attack spends its effort on problems that are right on the clean picture; a problem that was wrong
+        before stays wrong, as in robust accuracy of classifiers.
+
+        Args:
+            clean: responses to clean problems by id, which attacks start from; those that are missing are added.
+        """
+        if threat == CLEAN or threat.attack is not None:
+            missing = [problem for problem in problems if problem.id not in clean]
+            views = [self.subject.clean_view(problem) for problem in missing]
+            clean |= {group.problem.id: group for group in self._sample(missing, views)}
+        if threat == CLEAN:
+            return [clean[problem.id] for problem in problems]
+        if threat.attack is not None:
+            return self._attack([clean[problem.id] for problem in problems], threat)
+        shown = [edited(problem, threat, seed=self.seed) for problem in problems]
+        views = [corrupted(p, self.subject.clean_view(p), threat, seed=self.seed) for p in problems]
+        return self._sample(shown, views)
+
+    def _sample(self, problems: Sequence[Problem], views: Sequence[View]) -> list[Group]:
+        """Graded responses; each view is stored under its own name. All threats draw with the same random numbers."""
+        requests = [
+            SampleRequest(p, v, self.num_samples, 0 if self.sampling.greedy else derive_seed(self.seed, p.id, "sample"))
+            for p, v in zip(problems, views, strict=True)
+        ]
+        drawn = self.subject.sample(requests, self.sampling, max_rows=self.batch_size)
+        return self.grader.grade_groups(
+            [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
+        )
+
+    def _attack(self, clean: Sequence[Group], threat: Threat) -> list[Group]:
+        exposed = [group for group in clean if _is_correct(group)]
+        views = attacked(
+            self.subject,
+            exposed,
+            threat,
+            seed=self.seed,
+            temperature=self.sampling.temperature,
+            token_budget=self.token_budget,
+        )
+        again = self._sample([group.problem for group in exposed], views)
+        fresh = {group.problem.id: group for group in again}
+        return [fresh.get(group.problem.id, group) for group in clean]
 
 
 def evaluate(
@@ -69,38 +184,27 @@ def evaluate(
     token_budget: int = 16384,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Greedy responses to each problem under each threat, graded.
-
-    ``attacked`` spends its effort on problems that are right on the clean picture; a problem that was wrong before
-    stays wrong, as in robust accuracy of classifiers.
+    """Greedy responses of a policy to each problem under each threat, graded: the test around a training run.
 
     Args:
         sampling: its temperature and length apply; the choice is greedy whatever it says.
         seed: of random threats.
         on_progress: called with the number of responses finished since the last call.
     """
-    greedy = SamplingConfig(sampling.temperature, sampling.max_new_tokens, greedy=True)
-    report = on_progress or (lambda num: None)
-    outcomes: list[Outcome] = []
-    for start in range(0, min(config.num_problems, len(problems)), config.batch_size):
-        stop = min(start + config.batch_size, config.num_problems, len(problems))
-        batch = [problems[i] for i in range(start, stop)]
-        clean_views = [policy.processor.clean_view(problem) for problem in batch]
-        clean = _respond(policy, batch, clean_views, greedy, grader, config.batch_size)
-        for threat in config.threats:
-            if threat == "clean":
-                groups = clean
-            else:
-                exposed = [g for g in clean if threat != "attacked" or _is_correct(g)]
-                views = threatened_views(
-                    policy, exposed, threat, config.strength,
-                    seed=seed, temperature=greedy.temperature, token_budget=token_budget,
-                )  # fmt: skip
-                again = _respond(policy, [g.problem for g in exposed], views, greedy, grader, config.batch_size)
-                fresh = dict(zip((g.problem.id for g in exposed), again, strict=True))
-                groups = [fresh.get(group.problem.id, group) for group in clean]
-            outcomes += [_outcome(group, threat) for group in groups]
-            report(len(batch))
+    suite = Suite(
+        PolicySubject(policy, "policy"),
+        parse_threats(config.threats, config.strength),
+        replace(sampling, greedy=True),
+        grader,
+        seed,
+        batch_size=config.batch_size,
+        token_budget=token_budget,
+    )
+    outcomes = []
+    for part in suite.run(problems, config.num_problems):
+        outcomes += part
+        if on_progress is not None:
+            on_progress(len(part))
     return outcomes
 
 
@@ -167,37 +271,28 @@ def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Es
     return result
 
 
-def _respond(
-    policy: Policy,
-    problems: Sequence[Problem],
-    views: Sequence[View],
-    sampling: SamplingConfig,
-    grader: Grader,
-    max_rows: int,
-) -> list[Group]:
-    """One graded greedy response per problem; the view is stored under its own name."""
-    requests = [SampleRequest(p, v, 1, seed=0) for p, v in zip(problems, views, strict=True)]
-    drawn = sample(policy, requests, sampling, max_rows=max_rows)
-    return grader.grade_groups(
-        [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
-    )
-
-
 def _is_correct(group: Group) -> bool:
     reward = group.rollouts[0].reward
     return reward is not None and reward.parts["answer"] == 1.0
 
 
-def _outcome(group: Group, threat: Threat) -> Outcome:
-    rollout = group.rollouts[0]
-    assert rollout.reward is not None
-    return Outcome(
-        problem_id=group.problem.id,
-        family=group.problem.family,
-        threat=threat,
-        is_correct=_is_correct(group),
-        is_well_formed=rollout.reward.parts["format"] == 1.0,
-        length=rollout.token_ids.numel(),
-        text=rollout.text,
-        reason=rollout.reward.reasons["answer"],
-    )
+def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
+    found = []
+    for number, rollout in enumerate(group.rollouts):
+        assert rollout.reward is not None
+        outcome = Outcome(
+            problem_id=group.problem.id,
+            family=group.problem.family,
+            threat=threat.name,
+            is_correct=rollout.reward.parts["answer"] == 1.0,
+            is_well_formed=rollout.reward.parts["format"] == 1.0,
+            length=rollout.token_ids.numel(),
+            text=rollout.text,
+            reason=rollout.reward.reasons["answer"],
+            sample=number,
+            finish_reason=rollout.finish_reason,
+            answer=extract_boxed(rollout.text) or "",
+            truth=group.problem.answer,
+        )
+        found.append(outcome)
+    return found
