@@ -5,8 +5,10 @@ Any policy that loads can be tested, and any endpoint; nothing here knows how a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from sparring.evaluation.threats import (
     parse_threats,
 )
 from sparring.models.policy import Policy
+from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
 from sparring.rewards.answer import extract_boxed
 from sparring.rollout import SampleRequest, SamplingConfig, sample
@@ -296,3 +299,22 @@ def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
         )
         found.append(outcome)
     return found
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """What ``write_outcomes`` wrote, or what was appended as it came.
+
+    Raises UserError, naming file and line, for a line that is no outcome.
+    """
+    outcomes = []
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            outcomes.append(Outcome(**record))
+        except TypeError as error:
+            raise UserError(f"{path}, line {number}: not an outcome of this version ({error})") from error
+    return outcomes
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """One JSON object per line, in place of what is there."""
+    write_text(path, "".join(json.dumps(vars(outcome), ensure_ascii=False) + "\n" for outcome in outcomes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from sparring.checkpoint import CheckpointError, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe, write_outcomes
 from sparring.methods import METHODS, GRPOConfig, MethodConfig, SaEIConfig
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
@@ -255,20 +254,19 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, _provenance(config))
+        append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), "model": fingerprint(config.model.path)})
         write_config(config, folder / CONFIG)
     return Run(config, folder, policy, grader, trainer)
 
 
-def _provenance(config: RunConfig) -> dict[str, Any]:
-    """What a start of a run depends on beside its configuration."""
+def surroundings(seed: int) -> dict[str, Any]:
+    """What a start of a run or test depends on beside its configuration, model and data."""
     package = Path(__file__).parents[1]
     return {
-        "seed": config.seed,
+        "seed": seed,
         "environment": environment(),
         "git": {"package": git_state(package), "directory": git_state(Path.cwd())},
         "scenes": GENERATION,
-        "model": fingerprint(config.model.path),
     }
 
 
@@ -293,15 +291,3 @@ def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("
             raise ConfigError(
                 f"{folder} was begun with another version of its {name}: finish it with that version, or start anew"
             )
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """What ``write_outcomes`` wrote."""
-    return [Outcome(**record) for record in read_jsonl(path)]
-
-
-def write_outcomes(path: Path, outcomes: list[Outcome]) -> None:
-    """One JSON object per line."""
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(vars(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
-    draft.replace(path)

@@ -1,20 +1,42 @@
-"""Test one model on held-out scenes under threats."""
+"""Test one model, in this process or behind an endpoint, under threats; everything lies in one folder.
+
+The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` (written as they come), ``card.json``,
+``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sparring import distributed
-from sparring.configs import write_config
-from sparring.data.scenes import SceneConfig, SceneProblems
-from sparring.data.scenes.dataset import Split
-from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate, summary
-from sparring.recipes.run import ModelConfig, load_policy, use_threads, write_outcomes
+from sparring.configs import ConfigError, read_config, to_dict, write_config
+from sparring.data.jsonl import OnBad
+from sparring.data.scenes import SceneConfig
+from sparring.data.sources import Source, open_source
+from sparring.endpoints import Endpoint, EndpointConfig
+from sparring.errors import UserError
+from sparring.evaluation.card import build_card, card_markdown
+from sparring.evaluation.comparison import CARD, OUTCOMES
+from sparring.evaluation.gallery import GALLERY, choose, write_gallery
+from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
+from sparring.evaluation.suite import Outcome, Suite, read_outcomes, write_outcomes
+from sparring.evaluation.threats import Threat, parse_threats, with_controls
+from sparring.models.families import fingerprint
+from sparring.perturb.corruptions import CORRUPTION_SETS
+from sparring.provenance import append_jsonl, read_jsonl, write_text
+from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
+
+DEFAULT_THREATS = ("imagenet-c:3", "typos:2")
+DEFAULT_ATTACK = "pgd:4/255"
+CARD_MARKDOWN = "card.md"
 
 
 @dataclass(frozen=True)
@@ -24,38 +46,202 @@ class TestingConfig:
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model."""
-    data: SceneConfig = field(default_factory=SceneConfig)
-    """The problems."""
-    split: Split = "test"
-    """Which of them: train, validation, test, or ood (out of distribution)."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Threats and numbers."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Longest response and the temperature of its log-probabilities; the choice of tokens is greedy."""
+    """The model; its path may be the address of an endpoint, e.g. http://localhost:8000/v1."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """How an endpoint is asked."""
+    data: str = "scenes"
+    """The problems: scenes (held-out ones), scenes:SPLIT with train, validation, test or ood, or a .jsonl file."""
+    num_problems: int = 300
+    """How many of them at most, the first, >= 1."""
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    """How scenes are drawn."""
+    on_bad: OnBad = "stop"
+    """What to do with a row of a file that cannot be used: stop, or skip (they are counted)."""
+    threats: tuple[str, ...] = ()
+    """What the model is put through beside clean and blank; names as in docs/robustness/evaluation.md. None named:
+    imagenet-c:3, typos:2 and, where the weights are at hand and decoding is greedy, pgd:4/255."""
+    num_samples: int = 1
+    """Responses to each problem under each threat, >= 1; more than one needs a temperature."""
+    temperature: float | None = None
+    """Of sampled responses, > 0; none takes the most likely response (greedy)."""
+    max_new_tokens: int = 64
+    """Tokens after which a response is cut, >= 1."""
+    batch_size: int = 100
+    """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """How answers are compared."""
+    reference: Path | None = None
+    """The card.json that mCE is computed against; none computes no mCE."""
+    gallery: int = 3
+    """Examples per threat for the gallery, >= 0."""
     seed: int = 0
-    """Seed of random threats."""
+    """Seed of random threats and of sampled responses."""
     threads: int | None = None
     """CPU threads of torch, >= 1; none takes all cores that this process may use."""
     out: Path | None = None
-    """Folder for outcomes.jsonl, summary.json and config.json; none only prints."""
+    """Folder of the evaluation; none makes a new one under runs/."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_problems", 1), ("num_samples", 1), ("batch_size", 1), ("gallery", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= {least}")
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature={self.temperature} must be > 0, or none for greedy responses")
+        if self.num_samples > 1 and self.temperature is None:
+            raise ValueError(f"num_samples={self.num_samples}: greedy responses are all the same; set a temperature")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be >= 1")
+        check_threads(self.threads)
+        parse_threats(self.threats)
+
+    @property
+    def is_endpoint(self) -> bool:
+        return self.model.path.startswith(("http://", "https://"))
+
+    @property
+    def all_threats(self) -> tuple[Threat, ...]:
+        """Controls first, then those that are named, or the default."""
+        can_attack = not self.is_endpoint and self.temperature is None
+        default = (*DEFAULT_THREATS, DEFAULT_ATTACK) if can_attack else DEFAULT_THREATS
+        return with_controls(parse_threats(self.threats or default))
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature or 1.0, self.max_new_tokens, greedy=self.temperature is None)
 
 
-def run_test(config: TestingConfig, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
-    """Outcomes of the model under each threat; written to ``config.out`` if that is given."""
+def run_test(config: TestingConfig, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """The card of the model, which is also written into ``folder`` with all outcomes.
+
+    Args:
+        folder: new, or that of an interrupted test of the same configuration, which then goes on.
+        on_progress: called with the number of responses that are done and that of all.
+
+    Raises UserError for data, models and folders that cannot be used.
+    """
     use_threads(config.threads)
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-    policy = load_policy(config.model)
-    problems = SceneProblems(config.split, config.evaluation.num_problems, config.data)
+    reference = _read_reference(config.reference)
+    source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
+    model_print = None if config.is_endpoint else fingerprint(config.model.path)
+    begun_with = {"data": {"name": source.name, "fingerprint": source.fingerprint}, "model": model_print}
+    distributed.from_main(lambda: _open_folder(config, folder, begun_with))
+    threats = config.all_threats
     with Grader(config.reward) as grader:
-        outcomes = evaluate(
-            policy, problems, config.evaluation, config.sampling, grader, seed=config.seed, on_progress=on_progress
+        subject = _subject(config, folder)
+        suite = Suite(
+            subject, threats, config.sampling, grader, config.seed, config.num_samples, config.batch_size
+        )  # fmt: skip
+        outcomes = _run_suite(suite, source, folder / OUTCOMES, on_progress)
+        card = build_card(
+            [vars(outcome) for outcome in outcomes],
+            {threat.name: threat.describe() for threat in threats},
+            about=_about(config, subject, source, model_print),
+            sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
+            reference=reference,
         )
-    if config.out is not None and distributed.is_main():
-        write_outcomes(config.out / "outcomes.jsonl", outcomes)
-        write_config(config, config.out / "config.json")
-        (config.out / "summary.json").write_text(json.dumps(summary(outcomes), indent=2) + "\n", encoding="utf-8")
-    return outcomes
+        if distributed.is_main():
+            write_text(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
+            write_text(folder / CARD_MARKDOWN, card_markdown(card))
+        if config.gallery:
+            write_gallery(suite, source.problems, choose(outcomes, threats, config.gallery), folder / GALLERY)
+    return card
+
+
+def _run_suite(
+    suite: Suite, source: Source, path: Path, on_progress: Callable[[int, int], None] | None
+) -> list[Outcome]:
+    """All outcomes, those that are there included; each part is on the disk before the next begins."""
+    outcomes = distributed.from_main(lambda: _recover(path, suite.num_samples))
+    done = {(outcome.problem_id, outcome.threat) for outcome in outcomes}
+    total = len(source.problems) * len(suite.threats) * suite.num_samples
+    report = on_progress or (lambda num_done, total: None)
+    report(len(outcomes), total)
+    for part in suite.run(source.problems, is_done=lambda problem, threat: (problem, threat) in done):
+        if distributed.is_main():
+            append_jsonl(path, *map(vars, part), is_synced=True)
+        outcomes += part
+        report(len(outcomes), total)
+    order = {threat.name: number for number, threat in enumerate(suite.threats)}
+    return sorted(outcomes, key=lambda outcome: order[outcome.threat])
+
+
+def _recover(path: Path, num_samples: int) -> list[Outcome]:
+    """The outcomes of an interrupted test, without problems of which samples are missing, which leave the file too."""
+    if not path.exists():
+        return []
+    outcomes = read_outcomes(path)
+    counts = Counter((outcome.problem_id, outcome.threat) for outcome in outcomes)
+    whole = [outcome for outcome in outcomes if counts[outcome.problem_id, outcome.threat] == num_samples]
+    if len(whole) < len(outcomes):
+        write_outcomes(path, whole)
+    return whole
+
+
+def _open_folder(config: TestingConfig, folder: Path, begun_with: dict[str, Any]) -> None:
+    """Make the folder, or see to it that what it holds is this test; ConfigError names what differs."""
+    if (folder / CONFIG).exists():
+        saved = read_config(TestingConfig, folder / CONFIG)
+        mine, theirs = _what_counts(config), _what_counts(saved)
+        names = [name for name in mine if mine[name] != theirs[name]]
+        if names:
+            raise ConfigError(
+                f"{folder / CONFIG} differs from this test in: {', '.join(names)}; take its settings (--resume "
+                f"{folder}) or another --out"
+            )
+        first = next(iter(read_jsonl(folder / PROVENANCE)), {})
+        for name, now in begun_with.items():
+            if first.get(name) != now:
+                raise ConfigError(f"{folder} was begun with other {name}: finish it with that, or start anew")
+    elif (folder / OUTCOMES).exists():
+        raise ConfigError(f"{folder} holds outcomes without a {CONFIG}: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
+    write_config(config, folder / CONFIG)
+
+
+def _what_counts(config: TestingConfig) -> dict[str, Any]:
+    """The settings that outcomes depend on, or may."""
+    settings = to_dict(config)
+    for name in ("out", "threads", "batch_size", "gallery", "reference"):
+        del settings[name]
+    settings["endpoint"] = config.endpoint.model
+    return settings
+
+
+def _subject(config: TestingConfig, folder: Path) -> Subject:
+    if not config.is_endpoint:
+        return PolicySubject(load_policy(config.model), config.model.path)
+    if distributed.world_size() > 1:
+        raise UserError("an endpoint is tested by one process: start it without torchrun")
+    endpoint = Endpoint(config.model.path, config.endpoint, folder / "cache")
+    return EndpointSubject(endpoint, instruction=config.model.instruction)
+
+
+def _about(config: TestingConfig, subject: Subject, source: Source, model_print: str | None) -> dict[str, Any]:
+    return {
+        "model": {"name": subject.name, "kind": subject.kind, "fingerprint": model_print},
+        "data": {
+            "name": source.name,
+            "num_problems": len(source.problems),
+            "fingerprint": source.fingerprint,
+            "num_bad": len(source.bad),
+        },
+        "decoding": {
+            "mode": "greedy" if config.temperature is None else "sampled",
+            "num_samples": config.num_samples,
+            "temperature": config.temperature,
+            "max_new_tokens": config.max_new_tokens,
+        },
+        "seed": config.seed,
+    }
+
+
+def _read_reference(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        card = json.loads((path / CARD if path.is_dir() else path).read_text(encoding="utf-8"))
+        card["data"]["fingerprint"], card["model"]["name"], card["corruptions"], card["threats"]["clean"]["accuracy"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"reference {path}: not the card.json of an evaluation ({error})") from error
+    return dict(card)
