@@ -1,0 +1,69 @@
+"""Random numbers, one stream per picture, so that a batch is its pictures one by one.
+
+Operators take ``generator``, one ``torch.Generator`` or one per picture. From a single one the pictures of a batch draw
+in order, as they would if they were given one after the other. Numbers are made on the generator's device (a CPU one
+unless someone wants otherwise) and then moved to the pictures, so that they do not depend on where those are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def each(images: Tensor, generator: Generators, operator: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+    """``operator(image_CHW, its generator)`` for each picture of (..., C, H, W), in order; the same batch shape."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    streams = generators_of(images, generator)
+    results = [operator(image, stream) for image, stream in zip(flat, streams, strict=True)]
+    if not results:
+        return images.clone()
+    stacked = torch.stack(results)
+    return stacked.reshape(*images.shape[:-3], *stacked.shape[1:])
+
+
+def drawn(images: Tensor, generator: Generators, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    """What ``draw`` gives for each picture of (..., C, H, W), stacked along its batch axes, on its device and dtype.
+
+    Call it once per operator and draw everything there: two calls would take the first numbers of all pictures before
+    the second of any.
+    """
+    values = [draw(stream) for stream in generators_of(images, generator)]
+    if not values:
+        return images.new_zeros(images.shape[:-3])
+    return torch.stack(values).reshape(*images.shape[:-3], *values[0].shape).to(images)
+
+
+def generators_of(images: Tensor, generator: Generators) -> Sequence[torch.Generator]:
+    """One generator per picture of (..., C, H, W)."""
+    count = math.prod(images.shape[:-3])
+    if isinstance(generator, torch.Generator):
+        return [generator] * count
+    if len(generator) != count:
+        raise ValueError(f"give one generator, or one per picture: {count} pictures, {len(generator)} generators")
+    return generator
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Numbers spread evenly over [low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def number(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """One number of [low, high)."""
+    return float(uniform(generator, low=low, high=high))
+
+
+def whole(generator: torch.Generator, low: int, high: int) -> int:
+    """One whole number of low, ..., high - 1."""
+    return int(torch.randint(low, high, (), generator=generator, device=generator.device))

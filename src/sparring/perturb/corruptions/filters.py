@@ -1,0 +1,150 @@
+"""What several corruptions are made of: borders, blurs, zooms and warps of batches, in pure torch.
+
+Pictures are float tensors (..., C, H, W) of any size from one pixel up. Borders are named after what stands beyond
+``abcd``: ``edge`` aaa|abcd|ddd, ``reflect`` dcb|abcd|cba, ``symmetric`` cba|abcd|dcb.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Border = Literal["edge", "reflect", "symmetric"]
+
+
+def pad(images: Tensor, rows: int, columns: int, border: Border) -> Tensor:
+    """``rows`` more rows above and below and ``columns`` more columns on each side."""
+    index_h = _border_index(images.shape[-2], rows, border).to(images.device)
+    index_w = _border_index(images.shape[-1], columns, border).to(images.device)
+    return images.index_select(-2, index_h).index_select(-1, index_w)
+
+
+def _border_index(length: int, margin: int, border: Border) -> Tensor:
+    """Which of 0, ..., length - 1 stands at each place from -margin to length + margin - 1."""
+    place = torch.arange(-margin, length + margin)
+    if border == "edge" or length == 1:
+        return place.clamp(0, length - 1)
+    # A mirror repeats with twice the length; ``reflect`` does not repeat the last pixel.
+    period = 2 * length - 2 if border == "reflect" else 2 * length
+    place = place % period
+    return torch.where(place < length, place, period - (0 if border == "reflect" else 1) - place)
+
+
+def gaussian(
+    images: Tensor, sigma: float | tuple[float, float], *, truncate: float = 4.0, border: Border = "edge"
+) -> Tensor:
+    """Gaussian blur along rows and columns, cut off at ``truncate`` standard deviations, as scipy's
+    ``gaussian_filter``.
+
+    ``sigma``: in pixels, at least 0; a pair is for height and width.
+    """
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    for dim, width in zip((-2, -1), sigmas, strict=True):
+        radius = int(truncate * width + 0.5)
+        if radius == 0:
+            continue
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        weights = torch.exp(-0.5 * (offsets / width) ** 2)
+        kernel = (weights / weights.sum()).to(images)
+        padded = pad(images, *((radius, 0) if dim == -2 else (0, radius)), border)
+        rows = padded.reshape(-1, 1, *padded.shape[-2:])
+        images = F.conv2d(rows, kernel.view((1, 1, -1, 1) if dim == -2 else (1, 1, 1, -1))).view_as(images)
+    return images
+
+
+def convolve(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
+    """Each channel convolved with one square kernel of odd side, by Fourier transform: for wide kernels."""
+    radius = kernel.shape[-1] // 2
+    padded = pad(images, radius, radius, border)
+    size = [_fast_length(length) for length in padded.shape[-2:]]
+    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernel.to(images), s=size)
+    product = torch.fft.irfft2(spectrum, s=size)
+    height, width = images.shape[-2:]
+    return product[..., 2 * radius : 2 * radius + height, 2 * radius : 2 * radius + width]
+
+
+def _fast_length(length: int) -> int:
+    """The next product of 2, 3 and 5."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
+
+
+def motion(images: Tensor, *, radius: int, sigma: float, angle: float) -> Tensor:
+    """Blur along one direction, to one side: 2 radius + 1 copies, each a pixel further, with Gaussian weights.
+
+    ``sigma`` in pixels; ``angle`` in degrees from the positive x axis. Copies are moved by whole pixels, borders
+    repeated.
+    """
+    length = 2 * radius + 1
+    weights = np.exp(-(np.arange(length) ** 2) / (2.0 * sigma**2))
+    weights /= weights.sum()
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    moves = [(-math.ceil(i * sine - 0.5), -math.ceil(i * cosine - 0.5)) for i in range(length)]
+    margin = max(max(abs(dy), abs(dx)) for dy, dx in moves)
+    padded = pad(images, margin, margin, "edge")
+    height, width = images.shape[-2:]
+    blurred = torch.zeros_like(images)
+    for weight, (dy, dx) in zip(weights.tolist(), moves, strict=True):
+        top, left = margin - dy, margin - dx
+        blurred.add_(padded[..., top : top + height, left : left + width], alpha=weight)
+    return blurred
+
+
+def zoom(images: Tensor, factor: float) -> Tensor:
+    """The middle enlarged ``factor`` >= 1 times (bilinear), cut to the same size."""
+    height, width = images.shape[-2:]
+    part_h, part_w = math.ceil(height / factor), math.ceil(width / factor)
+    top, left = (height - part_h) // 2, (width - part_w) // 2
+    part = images[..., top : top + part_h, left : left + part_w]
+    size = round(part_h * factor), round(part_w * factor)
+    channels = part.reshape(-1, 1, part_h, part_w)
+    large = F.interpolate(channels, size=size, mode="bilinear", align_corners=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return large[..., top : top + height, left : left + width].reshape(images.shape)
+
+
+def warp(image_CHW: Tensor, rows_HW: Tensor, columns_HW: Tensor, border: Border) -> Tensor:
+    """The picture whose pixel (y, x) is read at (rows[y, x], columns[y, x]), bilinearly; ``symmetric`` or ``edge``."""
+    height, width = image_CHW.shape[-2:]
+    grid = torch.stack([(2 * columns_HW + 1) / width - 1, (2 * rows_HW + 1) / height - 1], dim=-1)
+    beyond = {"edge": "border", "symmetric": "reflection"}[border]
+    return F.grid_sample(image_CHW[None], grid[None].to(image_CHW), padding_mode=beyond, align_corners=False)[0]
+
+
+def pixel_grid(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column number of every pixel, float (H, W)."""
+    height, width = image.shape[-2:]
+    rows = torch.arange(height, device=image.device, dtype=image.dtype)
+    columns = torch.arange(width, device=image.device, dtype=image.dtype)
+    return rows[:, None].expand(height, width), columns[None, :].expand(height, width)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """ITU-R BT.601 grey of RGB, (..., 1, H, W)."""
+    weights = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    return (images * weights).sum(-3, keepdim=True)
+
+
+def to_pillow(image_CHW: Tensor) -> Image.Image:
+    """The 8-bit picture, rounded."""
+    levels = (image_CHW.detach().clamp(0.0, 1.0) * 255.0).round().to("cpu", torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pillow(picture: Image.Image, like: Tensor) -> Tensor:
+    """(C, H, W) in [0, 1] of an RGB or one-channel picture, on the device and in the dtype of ``like``."""
+    levels = torch.from_numpy(np.array(picture))
+    levels = levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)
+    return levels.to(like) / 255.0
