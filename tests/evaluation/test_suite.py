@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, changes, evaluate, probe, summary
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, changes, evaluate, probe, summary, write_outcomes
 from sparring.evaluation.threats import THREATS, Threat, ThreatConfig
 from sparring.models.policy import Policy
-from sparring.recipes.run import write_outcomes
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed

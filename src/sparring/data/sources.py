@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from sparring.configs import nearest, to_dict
 from sparring.data.jsonl import JsonlProblems, OnBad
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
-from sparring.data.scenes.dataset import SPLITS, Split
+from sparring.data.scenes.dataset import SPLITS
 from sparring.errors import UserError
 from sparring.types import Problem
 
@@ -56,7 +55,7 @@ def _scenes(split: str, num_problems: int, config: SceneConfig) -> Source:
         guess = nearest(split, SPLITS)
         meant = f"; did you mean scenes:{guess}?" if guess else ""
         raise UserError(f"data: unknown split {split!r} of scenes, use one of {', '.join(SPLITS)}{meant}")
-    problems = SceneProblems(cast(Split, split), num_problems, config)
+    problems = SceneProblems(split, num_problems, config)
     # They are drawn from this alone.
     drawn_from = json.dumps([GENERATION, split, num_problems, to_dict(config)], sort_keys=True)
     return Source(f"scenes:{split}", problems, hashlib.sha256(drawn_from.encode()).hexdigest())

@@ -1,7 +1,7 @@
 """The robustness card: from outcomes to figures. Pure functions over records.
 
-Letters: ``P`` problems, ``C`` corruptions, ``s`` severities. A problem's score under a threat is the share of its samples
-that are correct: 0 or 1 with one sample. Under every threat the same problems are asked, so everything is paired.
+Letters: ``P`` problems, ``C`` corruptions, ``s`` severities. A problem's score under a threat is the share of its
+samples that are correct: 0 or 1 with one sample. Under every threat the same problems are asked: all is paired.
 
 | figure | definition | interval |
 |---|---|---|

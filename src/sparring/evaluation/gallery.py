@@ -51,9 +51,7 @@ def choose(outcomes: Sequence[Outcome], threats: Sequence[Threat], num: int) -> 
     return chosen
 
 
-def write_gallery(
-    suite: Suite, problems: Sequence[Problem], chosen: Mapping[str, Sequence[str]], folder: Path
-) -> None:
+def write_gallery(suite: Suite, problems: Sequence[Problem], chosen: Mapping[str, Sequence[str]], folder: Path) -> None:
     """Write the examples that ``choose`` chose into ``folder``, in place of those that are there."""
     wanted = {problem for ids in chosen.values() for problem in ids}
     by_id = {}
@@ -131,7 +129,9 @@ def _tokens(suite: Suite, groups: Sequence[Group]) -> list[list[list[Any]] | Non
     found: list[list[list[Any]] | None] = []
     for group, entropies in zip(first, scored.entropy_T.split(lengths), strict=True):
         ids = group.rollouts[0].token_ids.tolist()
-        found.append([[policy.processor.decode([i]), round(e, 4)] for i, e in zip(ids, entropies.tolist(), strict=True)])
+        found.append(
+            [[policy.processor.decode([i]), round(e, 4)] for i, e in zip(ids, entropies.tolist(), strict=True)]
+        )
     return found
 
 

@@ -91,7 +91,7 @@ def paired_bootstrap_difference(
 
 
 def bootstrap_scores(
-    scores_P: Sequence[float], *, seed: int, level: float = 0.95, num_resamples: int = 10_000
+    scores_P: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95, num_resamples: int = 10_000
 ) -> Estimate:
     """Mean over problems with a percentile interval from resampling them; of one run, or of differences within one.
 

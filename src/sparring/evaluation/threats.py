@@ -144,6 +144,22 @@ def parse_threats(names: Iterable[str], strength: ThreatConfig | None = None) ->
     return tuple(found.values())
 
 
+def describe_threats() -> str:
+    """All names for the help of a command."""
+    graded = [name for name, corruption in CORRUPTIONS.items() if corruption.severities]
+    lines = (
+        ("sets of corruptions", CORRUPTION_SETS),
+        ("corruptions", graded),
+        ("edits of the question", EDITS),
+        ("attacks", ATTACKS),
+    )
+    listed = [f"{what}: {', '.join(names)}" for what, names in lines]
+    return (
+        "Threats: NAME, or NAME:SEVERITY, for a corruption, an edit or a set; EDIT+CORRUPTION for both; "
+        "ATTACK:BUDGET, e.g. pgd:4/255.\n\n" + "\n\n".join(listed)
+    )
+
+
 def with_controls(threats: Sequence[Threat]) -> tuple[Threat, ...]:
     """``clean`` first, ``blank`` second, then the others: no accuracy without these two beside it."""
     return (CLEAN, BLANK, *(threat for threat in threats if threat not in (CLEAN, BLANK)))

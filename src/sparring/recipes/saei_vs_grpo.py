@@ -15,7 +15,7 @@ import numpy as np
 from sparring.configs import ConfigError
 from sparring.data.scenes import SceneProblems
 from sparring.evaluation.statistics import Estimate, bootstrap_mean, paired_bootstrap_difference
-from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate
+from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate, read_outcomes, write_outcomes
 from sparring.provenance import read_jsonl
 from sparring.recipes.run import (
     CONFIG,
@@ -24,8 +24,6 @@ from sparring.recipes.run import (
     RunConfig,
     check_resumable,
     prepare,
-    read_outcomes,
-    write_outcomes,
 )
 from sparring.trainer import METRICS, TrainerConfig
 from sparring.update import OptimConfig
@@ -119,7 +117,7 @@ def _test(run: Run, config: RunConfig) -> list[Outcome]:
         return evaluate(run.policy, problems, setting, config.sampling, run.grader, seed=0)
 
     far = outcomes("ood", replace(config.evaluation, threats=("clean",)))
-    return outcomes("test", config.evaluation) + [replace(outcome, threat="ood") for outcome in far]  # type: ignore[arg-type]
+    return outcomes("test", config.evaluation) + [replace(outcome, threat="ood") for outcome in far]
 
 
 def _right(outcomes: Sequence[Outcome], kind: str) -> list[float]:

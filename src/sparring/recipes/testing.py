@@ -29,7 +29,7 @@ from sparring.evaluation.suite import Outcome, Suite, read_outcomes, write_outco
 from sparring.evaluation.threats import Threat, parse_threats, with_controls
 from sparring.models.families import fingerprint
 from sparring.perturb.corruptions import CORRUPTION_SETS
-from sparring.provenance import append_jsonl, read_jsonl, write_text
+from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
@@ -110,7 +110,16 @@ class TestingConfig:
         return SamplingConfig(self.temperature or 1.0, self.max_new_tokens, greedy=self.temperature is None)
 
 
-def run_test(config: TestingConfig, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def new_folder(config: TestingConfig) -> Path:
+    """A new folder under runs/ for a test."""
+    name = config.endpoint.model if config.is_endpoint else Path(config.model.path).name
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
+    return new_run_folder("runs", f"eval-{plain or 'model'}")
+
+
+def run_test(
+    config: TestingConfig, folder: Path, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """The card of the model, which is also written into ``folder`` with all outcomes.
 
     Args:
