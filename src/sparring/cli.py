@@ -157,10 +157,10 @@ def _eval(arguments: list[str]) -> int:
 
     prog = "sparring eval"
     arguments, resumed = _take_option(arguments, "--resume", prog)
+    arguments, model = _take_model(arguments)
     if resumed is not None:
         require_path(resumed / recipe.CONFIG, prog=prog, option="--resume")
-        arguments = [*arguments, "--config", str(resumed / recipe.CONFIG), "--out", str(resumed)]
-    arguments, model = _take_model(arguments)
+        arguments = ["--config", str(resumed / recipe.CONFIG), *arguments]
     config = parse(
         recipe.TestingConfig(),
         arguments,
@@ -170,7 +170,7 @@ def _eval(arguments: list[str]) -> int:
     )
     config = replace(config, model=replace(config.model, path=model or config.model.path))
     console = _console(config.model)
-    folder = config.out or distributed.from_main(lambda: recipe.new_folder(config))
+    folder = resumed or config.out or distributed.from_main(lambda: recipe.new_folder(config))
     console.print(f"model: {config.model.path}", soft_wrap=True)
     with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {folder}"):
         card = recipe.run_test(replace(config, out=folder), folder, progress.show)

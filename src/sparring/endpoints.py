@@ -145,12 +145,12 @@ class Endpoint:
 
     async def _ask(self, body: Mapping[str, Any], batch: _Batch, jitter: random.Random) -> dict[str, Any] | None:
         """Attempts until one succeeds, the deadline passes, or there is no hope."""
-        end, pause, num_attempts = time.monotonic() + self.config.deadline_seconds, self.config.first_wait_seconds, 0
+        end, pause = time.monotonic() + self.config.deadline_seconds, self.config.first_wait_seconds
+        reasons: list[str] = []
         while True:
             await self._turn()
             if batch.failure is not None:
                 return None
-            num_attempts += 1
             try:
                 async with asyncio.timeout(min(self.config.attempt_seconds, end - time.monotonic())):
                     return await self._attempt(body, batch.client)
@@ -160,11 +160,11 @@ class Endpoint:
                 delay = pause * (0.5 + jitter.random()) if asked is None else asked
                 if asked is not None:
                     self._next_start = max(self._next_start, time.monotonic() + asked)
+                reasons.append(str(error) or "the answer did not end in time")
                 if time.monotonic() + delay >= end:
-                    reason = str(error) or "the answer did not end in time"
                     raise EndpointError(
-                        f"{self.url}: no answer in {num_attempts} attempts within {self.config.deadline_seconds:g} s, "
-                        f"the last time: {reason}; check the server, or raise --endpoint.deadline-seconds"
+                        f"{self.url}: no answer in {len(reasons)} attempts within {self.config.deadline_seconds:g} s "
+                        f"({'; '.join(dict.fromkeys(reasons))}): check the server, or raise --endpoint.deadline-seconds"
                     ) from error
             await asyncio.sleep(delay)
             pause = min(60.0, 2 * pause)

@@ -296,8 +296,8 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     if card["corruptions"] is not None:
         lines += ["", *_corruption_lines(card["corruptions"])]
     if card["checks"]:
-        marks = {True: "passed", False: "**failed**", None: "not run"}
-        lines += ["", *(f"- {c['name']}: {marks[c['passed']]}. {c['detail']}" for c in card["checks"])]
+        marks = {True: "passed", False: "**failed**", None: "undecided"}
+        lines += ["", *(f"- {c['threat']}, {c['name']}: {marks[c['passed']]}; {c['detail']}" for c in card["checks"])]
     return "\n".join(lines) + "\n"
 
 

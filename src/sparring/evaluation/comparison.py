@@ -26,6 +26,8 @@ TEST_AFTER = "test-after.jsonl"
 class Tested:
     """Outcomes with where they are from."""
 
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
     name: str
     records: Sequence[Record]
     fingerprint: str | None = None

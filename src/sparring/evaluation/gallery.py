@@ -54,7 +54,7 @@ def choose(outcomes: Sequence[Outcome], threats: Sequence[Threat], num: int) -> 
 def write_gallery(suite: Suite, problems: Sequence[Problem], chosen: Mapping[str, Sequence[str]], folder: Path) -> None:
     """Write the examples that ``choose`` chose into ``folder``, in place of those that are there."""
     wanted = {problem for ids in chosen.values() for problem in ids}
-    by_id = {}
+    by_id: dict[str, Problem] = {}
     for index in range(len(problems)):
         if len(by_id) == len(wanted):
             break

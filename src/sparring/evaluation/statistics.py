@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
@@ -120,7 +119,7 @@ def mcnemar_exact(num_gained: int, num_lost: int) -> float:
     num = num_gained + num_lost
     smaller = sum(math.comb(num, k) for k in range(min(num_gained, num_lost) + 1))
     # Integers to the end: 2.0 ** num would overflow.
-    return min(1.0, float(Fraction(2 * smaller, 2**num)))
+    return min(1.0, 2 * smaller / 2**num)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

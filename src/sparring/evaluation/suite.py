@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,20 @@ from sparring.evaluation.threats import (
     TRAINING_TEST,
     Threat,
     ThreatConfig,
-    attacked,
     corrupted,
     edited,
     parse_threats,
 )
+from sparring.evaluation.whitebox import (
+    AttackConfig,
+    Attacked,
+    AttackRecord,
+    attack_responses,
+    noise_responses,
+    transfer_responses,
+)
 from sparring.models.policy import Policy
+from sparring.perturb.space import Linf
 from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
 from sparring.rewards.answer import extract_boxed
@@ -80,6 +89,16 @@ class Outcome:
     truth: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What came of one batch of problems under one threat."""
+
+    threat: Threat
+    outcomes: list[Outcome]
+    attacks: list[AttackRecord]
+    """How the attack went on each problem, if it is one."""
+
+
 @dataclass(eq=False)
 class Suite:
     """A subject with what it is put through and how it answers."""
@@ -97,23 +116,31 @@ class Suite:
     """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
     token_budget: int = 16384
     """Tokens of a scoring pass."""
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    """Steps, restarts and momentum of attacks; norm, radius and objective are those of the threat."""
+    surrogate: Policy | None = None
+    """The model that ``transfer`` attacks are made on."""
 
     def __post_init__(self) -> None:
-        gradient = next((threat for threat in self.threats if threat.needs_gradients), None)
-        if gradient is not None and self.subject.policy is None:
-            raise UserError(f"threat {gradient.name!r} needs gradients, which an endpoint does not give: leave it out")
+        for threat in self.threats:
+            if threat.attack is None:
+                continue
+            if self.subject.policy is None:
+                raise UserError(f"threat {threat.name!r} needs the model's weights, which an endpoint does not give")
+            if not self.sampling.greedy:
+                raise UserError(f"threat {threat.name!r} attacks the greedy response: leave out the temperature")
+            if threat.attack == "transfer" and self.surrogate is None:
+                raise UserError(f"threat {threat.name!r} needs another model to be made on: name it with --surrogate")
         if self.num_samples > 1 and self.sampling.greedy:
             raise UserError(f"num_samples={self.num_samples}: greedy responses are all the same; set a temperature")
-        if gradient is not None and not self.sampling.greedy:
-            raise UserError(f"threat {gradient.name!r} attacks the greedy response: leave out the temperature")
 
     def run(
         self,
         problems: Sequence[Problem],
         num_problems: int | None = None,
         is_done: Callable[[str, str], bool] = lambda problem_id, threat: False,
-    ) -> Iterator[list[Outcome]]:
-        """Outcomes as they come: those of one batch of problems under one threat at a time.
+    ) -> Iterator[Part]:
+        """Outcomes as they come.
 
         Args:
             num_problems: at most so many, the first; None for all.
@@ -126,29 +153,61 @@ class Suite:
             for threat in self.threats:
                 missing = [problem for problem in batch if not is_done(problem.id, threat.name)]
                 if missing:
-                    groups = self.respond(missing, threat, clean)
-                    yield [outcome for group in groups for outcome in _outcomes(group, threat)]
+                    yield self._part(missing, threat, clean)
 
     def respond(self, problems: Sequence[Problem], threat: Threat, clean: dict[str, Group]) -> list[Group]:
         """Each problem as a threat shows it, with graded responses to that.
 
-        A white-box attack spends its effort on problems that are right on the clean picture; a problem that was wrong
-        before stays wrong, as in robust accuracy of classifiers.
-
         Args:
             clean: responses to clean problems by id, which attacks start from; those that are missing are added.
         """
-        if threat == CLEAN or threat.attack is not None:
-            missing = [problem for problem in problems if problem.id not in clean]
-            views = [self.subject.clean_view(problem) for problem in missing]
-            clean |= {group.problem.id: group for group in self._sample(missing, views)}
         if threat == CLEAN:
-            return [clean[problem.id] for problem in problems]
+            return self._clean(problems, clean)
         if threat.attack is not None:
-            return self._attack([clean[problem.id] for problem in problems], threat)
+            return [attacked.group for attacked in self.attack_groups(self._clean(problems, clean), threat)]
         shown = [edited(problem, threat, seed=self.seed) for problem in problems]
         views = [corrupted(p, self.subject.clean_view(p), threat, seed=self.seed) for p in problems]
         return self._sample(shown, views)
+
+    def attack_groups(self, clean: Sequence[Group], threat: Threat) -> list[Attacked]:
+        """Groups with a clean response after an attack; a problem that was wrong before stays wrong."""
+        policy = self.subject.policy
+        assert policy is not None
+        common: dict[str, Any] = {"seed": self.seed, "name": threat.name, "max_rows": self.batch_size}
+        if threat.attack == "random_sign":
+            config = self.attack_config(threat)
+            return noise_responses(policy, clean, config, self.grader, self.sampling, **common)
+        common["token_budget"] = self.token_budget
+        if threat.attack == "transfer":
+            assert self.surrogate is not None
+            config = self.attack_config(threat)
+            return transfer_responses(policy, self.surrogate, clean, config, self.grader, self.sampling, **common)
+        return attack_responses(policy, clean, self.attack_config(threat), self.grader, self.sampling, **common)
+
+    def attack_config(self, threat: Threat) -> AttackConfig:
+        """The attack that a threat means."""
+        assert threat.budget is not None
+        return replace(
+            self.attack,
+            norm="linf" if isinstance(threat.budget, Linf) else "l2",
+            radius=threat.budget.radius,
+            objective="entropy" if threat.attack == "entropy" else "response",
+        )
+
+    def _part(self, problems: Sequence[Problem], threat: Threat, clean: dict[str, Group]) -> Part:
+        records: list[AttackRecord] = []
+        if threat.attack is None:
+            groups = self.respond(problems, threat, clean)
+        else:
+            attacked = self.attack_groups(self._clean(problems, clean), threat)
+            groups, records = [a.group for a in attacked], [a.record for a in attacked]
+        return Part(threat, [outcome for group in groups for outcome in _outcomes(group, threat)], records)
+
+    def _clean(self, problems: Sequence[Problem], known: dict[str, Group]) -> list[Group]:
+        missing = [problem for problem in problems if problem.id not in known]
+        fresh = self._sample(missing, [self.subject.clean_view(problem) for problem in missing])
+        known.update((group.problem.id, group) for group in fresh)
+        return [known[problem.id] for problem in problems]
 
     def _sample(self, problems: Sequence[Problem], views: Sequence[View]) -> list[Group]:
         """Graded responses; each view is stored under its own name. All threats draw with the same random numbers."""
@@ -160,20 +219,6 @@ class Suite:
         return self.grader.grade_groups(
             [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
         )
-
-    def _attack(self, clean: Sequence[Group], threat: Threat) -> list[Group]:
-        exposed = [group for group in clean if _is_correct(group)]
-        views = attacked(
-            self.subject,
-            exposed,
-            threat,
-            seed=self.seed,
-            temperature=self.sampling.temperature,
-            token_budget=self.token_budget,
-        )
-        again = self._sample([group.problem for group in exposed], views)
-        fresh = {group.problem.id: group for group in again}
-        return [fresh.get(group.problem.id, group) for group in clean]
 
 
 def evaluate(
@@ -202,12 +247,13 @@ def evaluate(
         seed,
         batch_size=config.batch_size,
         token_budget=token_budget,
+        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
     )
-    outcomes = []
+    outcomes: list[Outcome] = []
     for part in suite.run(problems, config.num_problems):
-        outcomes += part
+        outcomes += part.outcomes
         if on_progress is not None:
-            on_progress(len(part))
+            on_progress(len(part.outcomes))
     return outcomes
 
 
@@ -272,11 +318,6 @@ def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Es
         rows = [[[float(o.is_correct) for o in outcomes if o.threat == threat]] for outcomes in (after, before)]
         result[threat] = paired_bootstrap_difference(np.array(rows[0]), np.array(rows[1]), seed=0)
     return result
-
-
-def _is_correct(group: Group) -> bool:
-    reward = group.rollouts[0].reward
-    return reward is not None and reward.parts["answer"] == 1.0
 
 
 def _outcomes(group: Group, threat: Threat) -> list[Outcome]:

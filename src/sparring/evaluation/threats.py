@@ -26,7 +26,7 @@ from sparring.configs import nearest
 from sparring.errors import UserError
 from sparring.perturb.corruptions import CORRUPTION_SETS, CORRUPTIONS, corrupt
 from sparring.perturb.space import L2, Budget, Linf
-from sparring.perturb.text import EDITS, edit_question
+from sparring.perturb.text import TEXT_PERTURBATIONS, perturb_question
 from sparring.seeding import derive_seed
 from sparring.types import Problem, View
 
@@ -42,7 +42,7 @@ ATTACKS: Mapping[str, tuple[type[Linf] | type[L2], str]] = {
 """Name -> (norm, description) of what moves a picture within a budget."""
 
 GRADIENT_ATTACKS = ("pgd", "pgd-l2", "entropy")
-"""Those that need the model's own gradients."""
+"""Those that follow the model's own gradient, and whose figures are worth something only if their checks pass."""
 
 TRAINING_TEST = ("clean", "noisy", "attacked", "blank")
 """What a training run is tested on by default; ``noisy`` and ``attacked`` are as strong as its configuration says."""
@@ -68,8 +68,6 @@ class Threat:
     """Name of the attack."""
     budget: Budget | None = None
     """Of the attack."""
-    num_steps: int | None = None
-    """Gradient steps of the attack if they are its own; None takes those of the evaluation."""
 
     @property
     def kind(self) -> Kind:
@@ -78,11 +76,6 @@ class Threat:
         if self.edit is not None:
             return "text" if self.corruption is None else "joint"
         return "control" if self.corruption in (None, "blank") else "corruption"
-
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether only a model whose weights are at hand can be put through it."""
-        return self.attack is not None and self.attack in GRADIENT_ATTACKS
 
     def describe(self) -> dict[str, Any]:
         """Kind, corruption, severity, edit and budget, JSON-serialisable: what a card says of it."""
@@ -136,7 +129,7 @@ def parse_threats(names: Iterable[str], strength: ThreatConfig | None = None) ->
     if strength is not None:
         sigma, budget = (("sigma", strength.noise_sigma),), Linf(strength.attack_radius)
         known["noisy"] = Threat("noisy", corruption="gaussian_noise", parameters=sigma)
-        known["attacked"] = Threat("attacked", attack="pgd", budget=budget, num_steps=strength.attack_steps)
+        known["attacked"] = Threat("attacked", attack="pgd", budget=budget)
     found: dict[str, Threat] = {}
     for name in names:
         for threat in [known[name]] if name in known else _parse(name, known):
@@ -150,7 +143,7 @@ def describe_threats() -> str:
     lines = (
         ("sets of corruptions", CORRUPTION_SETS),
         ("corruptions", graded),
-        ("edits of the question", EDITS),
+        ("edits of the question", TEXT_PERTURBATIONS),
         ("attacks", ATTACKS),
     )
     listed = [f"{what}: {', '.join(names)}" for what, names in lines]
@@ -170,8 +163,7 @@ def edited(problem: Problem, threat: Threat, *, seed: int) -> Problem:
     if threat.edit is None:
         return problem
     own_seed = derive_seed(seed, problem.id, threat.edit)
-    question = edit_question(problem.question, threat.edit, severity=threat.edit_severity, seed=own_seed)
-    return replace(problem, question=question)
+    return perturb_question(problem, threat.edit, seed=own_seed, severity=threat.edit_severity)
 
 
 def corrupted(problem: Problem, clean: View, threat: Threat, *, seed: int) -> View:
@@ -214,14 +206,12 @@ def _parse_part(part: str, name: str, known: Mapping[str, Threat]) -> list[Threa
     if head in CORRUPTIONS and CORRUPTIONS[head].severities:
         severities = _severities(strength, len(CORRUPTIONS[head].severities), name)
         return [Threat(f"{head}:{s}", corruption=head, severity=s) for s in severities]
-    if head in EDITS:
-        num = EDITS[head].num_severities
-        if not num and not colon:
-            return [Threat(head, edit=head)]
+    if head in TEXT_PERTURBATIONS:
+        num = len(TEXT_PERTURBATIONS[head].severities)
         return [Threat(f"{head}:{s}", edit=head, edit_severity=s) for s in _severities(strength, num, name)]
-    if head in known and not colon:
+    if head in known:
         raise UserError(f"threat {name!r}: {head} is a control, it stands alone")
-    everything = [*known, *ATTACKS, *CORRUPTION_SETS, *(c for c in CORRUPTIONS if c != "blank"), *EDITS]
+    everything = [*known, *ATTACKS, *CORRUPTION_SETS, *(c for c in CORRUPTIONS if c != "blank"), *TEXT_PERTURBATIONS]
     guess = nearest(head, everything)
     meant = f"did you mean {guess}{colon}{strength}?" if guess else "sparring eval --help lists them"
     raise UserError(f"threats: unknown threat {part!r}; {meant}")

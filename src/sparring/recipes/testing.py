@@ -1,7 +1,7 @@
 """Test one model, in this process or behind an endpoint, under threats; everything lies in one folder.
 
-The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` (written as they come), ``card.json``,
-``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
+The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` and ``attacks.jsonl`` (written
+as they come), ``card.json``, ``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,58 @@ from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
+from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
 from sparring.evaluation.suite import Outcome, Suite, read_outcomes, write_outcomes
 from sparring.evaluation.threats import Threat, parse_threats, with_controls
+from sparring.evaluation.whitebox import AttackConfig
 from sparring.models.families import fingerprint
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
+from sparring.types import Problem
 
 DEFAULT_THREATS = ("imagenet-c:3", "typos:2")
 DEFAULT_ATTACK = "pgd:4/255"
-CARD_MARKDOWN = "card.md"
+CARD_MARKDOWN, ATTACKS = "card.md", "attacks.jsonl"
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """How white-box attacks are made; norm and budget are in the name of the threat."""
+
+    num_steps: int = 20
+    """Gradient steps of a restart, >= 1."""
+    num_restarts: int = 3
+    """How often a problem is tried, >= 1: first from the clean picture, then from random points of the ball."""
+    relative_step: float = 2.5
+    """One step is this many radii over the number of steps, > 0; with a momentum of 1, MI-FGSM's is 1."""
+    momentum: float = 0.0
+    """Weight of earlier gradients, >= 0; 1 is MI-FGSM's."""
+    surrogate: str | None = None
+    """Folder of the model that transfer attacks are made on, or bundled."""
+    num_checked: int = 100
+    """Problems that the sanity checks of an attack are run on, >= 0: they cost about as much as the attack on them."""
+
+    def __post_init__(self) -> None:
+        if self.num_checked < 0:
+            raise ValueError(f"num_checked={self.num_checked} must be >= 0; 0 runs no controls")
+        _ = self.config
+
+    @property
+    def config(self) -> AttackConfig:
+        """With the norm and radius of no threat."""
+        return AttackConfig(
+            num_steps=self.num_steps,
+            num_restarts=self.num_restarts,
+            relative_step=self.relative_step,
+            momentum=self.momentum,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +96,8 @@ class TestingConfig:
     threats: tuple[str, ...] = ()
     """What the model is put through beside clean and blank; names as in docs/robustness/evaluation.md. None named:
     imagenet-c:3, typos:2 and, where the weights are at hand and decoding is greedy, pgd:4/255."""
+    attack: AttackSettings = field(default_factory=AttackSettings)
+    """How white-box attacks are made."""
     num_samples: int = 1
     """Responses to each problem under each threat, >= 1; more than one needs a temperature."""
     temperature: float | None = None
@@ -134,30 +172,49 @@ def run_test(
     model_print = None if config.is_endpoint else fingerprint(config.model.path)
     begun_with = {"data": {"name": source.name, "fingerprint": source.fingerprint}, "model": model_print}
     distributed.from_main(lambda: _open_folder(config, folder, begun_with))
-    threats = config.all_threats
     with Grader(config.reward) as grader:
-        subject = _subject(config, folder)
-        suite = Suite(
-            subject, threats, config.sampling, grader, config.seed, config.num_samples, config.batch_size
-        )  # fmt: skip
-        outcomes = _run_suite(suite, source, folder / OUTCOMES, on_progress)
+        suite = _suite(config, grader, folder)
+        log = AttackLog(folder / ATTACKS)
+        outcomes = _run_suite(suite, source, folder / OUTCOMES, log, on_progress)
+        checked = _first(source.problems, config.attack.num_checked)
         card = build_card(
             [vars(outcome) for outcome in outcomes],
-            {threat.name: threat.describe() for threat in threats},
-            about=_about(config, subject, source, model_print),
+            {threat.name: threat.describe() for threat in suite.threats},
+            about=_about(config, suite.subject, source, model_print),
             sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
+            attacks=log.summaries(suite),
+            checks=run_checks(suite, checked, outcomes, log),
             reference=reference,
         )
         if distributed.is_main():
             write_text(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
             write_text(folder / CARD_MARKDOWN, card_markdown(card))
         if config.gallery:
-            write_gallery(suite, source.problems, choose(outcomes, threats, config.gallery), folder / GALLERY)
+            write_gallery(suite, source.problems, choose(outcomes, suite.threats, config.gallery), folder / GALLERY)
     return card
 
 
+def _suite(config: TestingConfig, grader: Grader, folder: Path) -> Suite:
+    surrogate = config.attack.surrogate
+    return Suite(
+        _subject(config, folder),
+        config.all_threats,
+        config.sampling,
+        grader,
+        config.seed,
+        num_samples=config.num_samples,
+        batch_size=config.batch_size,
+        attack=config.attack.config,
+        surrogate=None if surrogate is None else load_policy(replace(config.model, path=surrogate)),
+    )
+
+
+def _first(problems: Sequence[Problem], num: int) -> list[Problem]:
+    return [problems[i] for i in range(min(num, len(problems)))]
+
+
 def _run_suite(
-    suite: Suite, source: Source, path: Path, on_progress: Callable[[int, int], None] | None
+    suite: Suite, source: Source, path: Path, log: AttackLog, on_progress: Callable[[int, int], None] | None
 ) -> list[Outcome]:
     """All outcomes, those that are there included; each part is on the disk before the next begins."""
     outcomes = distributed.from_main(lambda: _recover(path, suite.num_samples))
@@ -166,9 +223,11 @@ def _run_suite(
     report = on_progress or (lambda num_done, total: None)
     report(len(outcomes), total)
     for part in suite.run(source.problems, is_done=lambda problem, threat: (problem, threat) in done):
+        # Before the outcomes: what has those is not attacked again.
+        log.add(part.threat, part.attacks)
         if distributed.is_main():
-            append_jsonl(path, *map(vars, part), is_synced=True)
-        outcomes += part
+            append_jsonl(path, *map(vars, part.outcomes), is_synced=True)
+        outcomes += part.outcomes
         report(len(outcomes), total)
     order = {threat.name: number for number, threat in enumerate(suite.threats)}
     return sorted(outcomes, key=lambda outcome: order[outcome.threat])

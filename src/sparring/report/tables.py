@@ -71,7 +71,7 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
             lines += mce["notes"]
     for check in card["checks"]:
         if check["passed"] is False:
-            lines.append(f"check failed: {check['name']}: {check['detail']}")
+            lines.append(f"check failed: {check['threat']}, {check['name']}: {check['detail']}")
     return lines
 
 
