@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sparring.cli import main
@@ -16,6 +17,7 @@ from sparring.models.families import bundled_path
 from sparring.recipes import STUDIES
 from sparring.recipes.attack_sweep import AttackSweepConfig
 from sparring.recipes.comparing import ComparisonConfig
+from sparring.recipes.corruptions_sheet import CorruptionsConfig
 from sparring.recipes.run import PRESETS, RunConfig
 from sparring.recipes.scenes_sheet import ScenesConfig
 from sparring.recipes.testing import TestingConfig
@@ -67,7 +69,11 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["eval", "http://localhost:1/v1", "--endpoint.model", "m", "--endpoint.api-key-env", "NO_KEY"], ["NO_KEY"]),
         (["compare", "runs/x"], ["sparring compare A B"]),
         (["compare", "nowhere", "nowhere"], ["nowhere"]),
-        (["data", "books"], ["sparring data scenes"]),
+        (["data", "books"], ["sparring data scenes", "sparring data corruptions"]),
+        (["data", "corruptions", "--set", "rain"], ["set='rain'", "imagenet-c", "roma-unseen"]),
+        (["data", "corruptions", "--side", "8"], ["side=8", ">= 32"]),
+        (["data", "corruptions", "--image", "nowhere.png"], ["nowhere.png"]),
+        (["data", "corruptions", "--image", __file__], ["--image", "test_cli.py", "not a picture"]),
         (["study", "nothing"], ["unknown study", "saei-vs-grpo"]),
     ],
 )
@@ -83,7 +89,20 @@ def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(
         assert part in message
 
 
-@pytest.mark.parametrize("cls", [RunConfig, AttackSweepConfig, ScenesConfig, TestingConfig, ComparisonConfig])
+def test_corruptions_are_drawn_from_a_scene_or_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, photo = tmp_path / "sheets" / "noise.png", tmp_path / "photo.png"
+    Image.new("L", (90, 30), 77).save(photo)
+    assert main(["data", "corruptions", "--set", "noise", "--side", "40", "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    # clean and five severities of 40 + 6 pixels; three corruptions of 40 + 6 + a line of 16; a gap of 6
+    assert Image.open(out).size == (6 * 46 + 6, 3 * 62 + 6)
+    again = ["data", "corruptions", "--set", "noise", "--image", str(photo), "--side", "60", "--out", str(out)]
+    assert main(again) == 0
+    sheet = Image.open(out)
+    assert sheet.size == (6 * 66 + 6, 3 * (20 + 22) + 6) and sheet.getpixel((6, 22)) == (77, 77, 77)
+
+
+@pytest.mark.parametrize("cls", [RunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig])
 def test_every_setting_is_explained(cls: type) -> None:
     assert undocumented_fields(cls) == []
 

@@ -31,6 +31,7 @@ commands:
   compare A B       compare two tests of the same problems
   attack [MODEL]    compare strengths of SaEI's entropy attack
   data scenes       show or count generated problems
+  data corruptions  show a set of picture corruptions
   study NAME        run a study of the documentation, or make the bundled model
 
 `sparring COMMAND --help` explains every option.
@@ -235,23 +236,36 @@ def _attack(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
+    prog = "sparring data"
+    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions}
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: sparring data {{{','.join(kinds)}}} [OPTIONS]   (see sparring data scenes --help)")
+        return 0
+    if not arguments or arguments[0] not in kinds:
+        fail(prog, f"name the data: {' or '.join(f'{prog} {kind}' for kind in kinds)}")
+    kinds[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
+    return 0
+
+
+def _data_scenes(arguments: list[str], prog: str) -> None:
     from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
 
-    prog = "sparring data"
-    if not arguments or arguments[0] != "scenes":
-        if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: sparring data scenes [OPTIONS]   (see sparring data scenes --help)")
-            return 0
-        fail(prog, "name the data: sparring data scenes")
-    config = parse(
-        ScenesConfig(), arguments[1:], prog=f"{prog} scenes", description="Count generated problems, or show some."
-    )
+    config = parse(ScenesConfig(), arguments, prog=prog, description="Count generated problems, or show some.")
     console = Console()
     if config.show:
         console.print(f"contact sheet: {draw_sheet(config)}")
     else:
         console.print(describe_scenes(config))
-    return 0
+
+
+def _data_corruptions(arguments: list[str], prog: str) -> None:
+    from sparring.perturb.corruptions import CORRUPTION_SETS
+    from sparring.recipes.corruptions_sheet import CorruptionsConfig, draw_corruptions
+
+    listed = "; ".join(f"{name}: {entry.description}" for name, entry in CORRUPTION_SETS.items())
+    description = f"Draw a contact sheet of a set of picture corruptions. Sets: {listed}."
+    config = parse(CorruptionsConfig(), arguments, prog=prog, description=description)
+    Console().print(f"contact sheet: {draw_corruptions(config)}", soft_wrap=True)
 
 
 def _study(arguments: list[str]) -> int:

@@ -1,9 +1,20 @@
+import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sparring.perturb.corruptions import CORRUPTIONS, blank, corrupt, gaussian_noise
+from sparring.perturb.corruptions import (
+    CORRUPTION_SETS,
+    CORRUPTIONS,
+    blank,
+    contact_sheet,
+    corrupt,
+    gaussian_noise,
+)
 from sparring.perturb.space import quantize_8bit
 from sparring.types import View
 
@@ -67,7 +78,8 @@ def test_a_blank_picture_is_one_grey_and_knows_nothing_of_the_image():
 
 @pytest.mark.parametrize(("name", "severity"), EVERY)
 def test_every_corruption_keeps_sizes_range_and_grid_is_seeded_and_changes_the_picture(name, severity):
-    view = view_of((6, 8), (5, 5))
+    view = view_of((32, 49), (41, 33))
+    originals = [image.clone() for image in view.images]
     result = corrupt(view, name, seed=7, severity=severity)
     again, other = corrupt(view, name, seed=7, severity=severity), corrupt(view, name, seed=8, severity=severity)
     for before, after, same, different in zip(view.images, result.images, again.images, other.images, strict=True):
@@ -77,15 +89,164 @@ def test_every_corruption_keeps_sizes_range_and_grid_is_seeded_and_changes_the_p
         assert torch.equal(after, same)
         assert torch.equal(after, different) is not CORRUPTIONS[name].is_random
         assert not torch.equal(after, before)
+    assert all(torch.equal(image, original) for image, original in zip(view.images, originals, strict=True))
 
 
-def test_higher_severity_changes_more():
-    view = view_of((32, 32))
-    changes = [
-        float((corrupt(view, "gaussian_noise", seed=0, severity=s).images[0] - view.images[0]).square().mean())
-        for s in range(1, 6)
-    ]
-    assert changes == sorted(changes) and changes[0] < 0.5 * changes[-1]
+def smooth_pictures(count: int, side: int) -> torch.Tensor:
+    """Pictures with edges and shades: flat patches of random colour under a gradient."""
+    coarse = torch.rand(count, 3, 5, 5, generator=seeded(11))
+    patches = F.interpolate(coarse, size=(side, side), mode="nearest")
+    return (0.7 * patches + 0.3 * torch.linspace(0, 1, side)).clamp(0, 1)
+
+
+UNEVEN = {"glass_blur", "snow", "frost", "fog", "spatter"}
+"""ImageNet-C's constants change several things at once, so that a step may undo a little of the one before."""
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CORRUPTIONS.items() if entry.severities])
+def test_higher_severity_changes_more_on_average(name):
+    pictures = smooth_pictures(12, 64)
+    changes = []
+    for severity in range(1, 6):
+        results = [corrupt(View("clean", (p,)), name, seed=i, severity=severity) for i, p in enumerate(pictures)]
+        changed = torch.stack([result.images[0] for result in results])
+        changes.append(float((changed - pictures).square().mean().sqrt()))
+    if name == "saturate":
+        # 1 and 2 take colour away, 3 to 5 add it: each half is graded for itself
+        assert changes[0] < changes[1] and changes[2] < changes[3] < changes[4]
+    elif name in UNEVEN:
+        assert all(after > 0.85 * before for before, after in itertools.pairwise(changes)), changes
+        assert changes[4] > 1.1 * changes[0], changes
+    else:
+        assert changes == sorted(changes) and changes[0] < 0.9 * changes[-1], changes
+
+
+SEEDED = [name for name, entry in CORRUPTIONS.items() if entry.is_random]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_batch_equals_its_pictures_one_by_one(name):
+    entry = CORRUPTIONS[name]
+    values = dict(zip(entry.parameters, entry.severities[2], strict=True)) if entry.severities else {}
+    pictures = torch.rand(2, 2, 3, 33, 40, generator=seeded(3))
+
+    def streams(count):
+        return {"generator": [seeded(100 + i) for i in range(count)]} if entry.is_random else {}
+
+    batch = entry.apply(pictures, **values, **streams(4))
+    assert batch.shape == pictures.shape
+    for i, picture in enumerate(pictures.flatten(0, 1)):
+        own = {"generator": seeded(100 + i)} if entry.is_random else {}
+        alone = entry.apply(picture, **values, **own)
+        assert torch.allclose(batch.flatten(0, 1)[i], alone, rtol=0, atol=1e-6)
+    if entry.is_random:
+        # one generator for all: drawn in order, as if each were given after the other
+        stream = seeded(5)
+        one_by_one = [entry.apply(picture, **values, generator=stream) for picture in pictures[0]]
+        together = entry.apply(pictures[0], **values, generator=seeded(5))
+        assert torch.allclose(together, torch.stack(one_by_one), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_as_many_generators_as_pictures(name):
+    entry = CORRUPTIONS[name]
+    values = dict(zip(entry.parameters, entry.severities[0], strict=True))
+    with pytest.raises(ValueError, match="2 pictures, 3 generators"):
+        entry.apply(torch.zeros(2, 3, 32, 32), **values, generator=[seeded(i) for i in range(3)])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (1024, 3)])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_odd_sizes_are_fine(name, size):
+    for severity in (1, 5) if CORRUPTIONS[name].severities else (None,):
+        result = corrupt(view_of(size), name, seed=1, severity=severity)
+        assert result.images[0].shape == (3, *size)
+        assert result.images[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("grey", [0.0, 1.0])
+def test_black_and_white_pictures_are_fine(name, grey):
+    picture = torch.full((3, 32, 32), grey)
+    for severity in (1, 5) if CORRUPTIONS[name].severities else (None,):
+        result = corrupt(View("clean", (picture,)), name, seed=1, severity=severity).images[0]
+        assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+
+
+DIFFERENTIABLE = (
+    "gaussian_noise", "speckle_noise", "defocus_blur", "motion_blur", "zoom_blur", "gaussian_blur", "brightness",
+    "contrast", "pixelate", "low_resolution", "uneven_light", "shadow",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_what_is_called_differentiable_has_the_derivative_of_small_changes(name):
+    # all of these are locally linear in the picture away from the clamps, so a finite difference is nearly exact
+    entry = CORRUPTIONS[name]
+    values = dict(zip(entry.parameters, entry.severities[0], strict=True))
+    picture = (0.4 + 0.1 * torch.rand(3, 20, 24, generator=seeded(0))).double().requires_grad_()
+    direction = torch.randn(3, 20, 24, generator=seeded(1)).double()
+
+    def scalar(image):
+        own = {"generator": seeded(2)} if entry.is_random else {}
+        return (entry.apply(image, **values, **own) * torch.linspace(0, 1, 24)).sum()
+
+    scalar(picture).backward()
+    step = 1e-6
+    with torch.no_grad():
+        slope = (scalar(picture + step * direction) - scalar(picture - step * direction)) / (2 * step)
+    assert float((picture.grad * direction).sum()) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_sets_name_known_corruptions_and_severities_once():
+    for name, entry in CORRUPTION_SETS.items():
+        assert entry.name == name and entry.description
+        assert len(set(entry.members)) == len(entry.members) > 0
+        assert all(1 <= severity <= len(CORRUPTIONS[corruption].severities) for corruption, severity in entry.members)
+    assert len(CORRUPTION_SETS["imagenet-c"].corruptions) == 15
+    assert len(CORRUPTION_SETS["imagenet-c-extra"].corruptions) == 4
+    groups = [CORRUPTION_SETS[name].corruptions for name in ("noise", "blur", "weather", "digital")]
+    assert [len(group) for group in groups] == [3, 4, 4, 4]
+    assert tuple(c for group in groups for c in group) == CORRUPTION_SETS["imagenet-c"].corruptions
+    everywhere = {c for name in ("imagenet-c", "imagenet-c-extra", "field") for c in CORRUPTION_SETS[name].corruptions}
+    assert everywhere | {"blank"} == set(CORRUPTIONS)
+
+
+TWINS = (
+    {"gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur"},
+    {"jpeg_compression", "jpeg_chain"},
+    {"low_resolution", "pixelate"},
+)
+
+
+def test_no_near_duplicate_crosses_from_seen_to_unseen():
+    seen, unseen = (set(CORRUPTION_SETS[name].corruptions) for name in ("roma-seen", "roma-unseen"))
+    assert not seen & unseen
+    for twins in TWINS:
+        assert seen & twins and not unseen & twins
+
+
+def test_a_contact_sheet_shows_each_corruption_beside_the_clean_picture():
+    picture = torch.full((3, 40, 50), 0.2)
+    sheet = contact_sheet([picture], CORRUPTION_SETS["noise"])
+    # 1 clean + 5 severities of 50 + 6 pixels, 3 corruptions of 40 + 6 + a line of 16, and a gap of 6
+    assert sheet.size == (6 * 56 + 6, 3 * 62 + 6)
+    for row in range(3):
+        assert sheet.getpixel((6, 6 + row * 62 + 16)) == (51, 51, 51)
+    noisy = torch.tensor([list(sheet.getpixel((6 + 56 + x, 6 + 16 + y))) for x in range(50) for y in range(40)])
+    assert abs(float(noisy.double().mean()) - 51) < 3 and float(noisy.double().std()) > 10
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "robustness" / "corruptions.md"
+
+
+def test_the_page_lists_every_corruption_with_its_constants():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for name, entry in CORRUPTIONS.items():
+        assert name in rows, f"{name} is missing on {PAGE.name}"
+        if entry.severities:
+            written = [[float(n) for n in re.findall(r"[\d.]+", part)] for part in rows[name].split("; ")]
+            assert written == [list(values) for values in entry.severities], name
 
 
 def test_pictures_of_one_view_get_different_noise():
@@ -120,7 +281,7 @@ def test_a_corruption_without_randomness_records_no_seed():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("gausian_noise", {"severity": 1}, "unknown corruption 'gausian_noise': known are gaussian_noise, blank"),
+        ("gausian_noise", {"severity": 1}, "unknown corruption 'gausian_noise': known are gaussian_noise, shot_noise"),
         ("gaussian_noise", {"severity": 6}, "1 to 5"),
         ("gaussian_noise", {"severity": 0}, "1 to 5"),
         ("gaussian_noise", {}, "give a severity or exactly sigma; got neither"),

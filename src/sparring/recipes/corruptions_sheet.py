@@ -20,7 +20,7 @@ class CorruptionsConfig:
     """What to draw."""
 
     set: str = "imagenet-c"
-    """Name of the set; the command without a valid one lists them."""
+    """Name of the set, see the list above."""
     image: Path | None = None
     """File of a picture; by default a generated scene."""
     side: int = 224

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -81,8 +80,9 @@ def pixelate(images: Tensor, *, scale: float) -> Tensor:
     height, width = images.shape[-2:]
     rows = _box_weights(height, max(1, int(height * scale))).to(images)
     columns = _box_weights(width, max(1, int(width * scale))).to(images)
-    small = (rows @ images @ columns.T).reshape(-1, 1, rows.shape[0], columns.shape[0])
-    return F.interpolate(small, size=(height, width), mode="nearest-exact").view_as(images).clamp(0.0, 1.0)
+    small = rows @ images @ columns.T
+    repeated = small.index_select(-2, _nearest(rows.shape[0], height).to(images.device))
+    return repeated.index_select(-1, _nearest(columns.shape[0], width).to(images.device)).clamp(0.0, 1.0)
 
 
 def _box_weights(length: int, reduced: int) -> Tensor:
@@ -93,6 +93,16 @@ def _box_weights(length: int, reduced: int) -> Tensor:
     offset = (middle - centre) / ratio
     weights = ((offset > -0.5) & (offset <= 0.5)).double()
     return weights / weights.sum(1, keepdim=True)
+
+
+def _nearest(reduced: int, length: int) -> Tensor:
+    """int64 (length,): which of ``reduced`` pixels each of ``length`` shows.
+
+    Steps are added up as Pillow does it, so that a middle on a border falls to the same side.
+    """
+    steps = torch.full((length,), reduced / length, dtype=torch.float64)
+    steps[0] /= 2.0
+    return steps.cumsum(0).long().clamp(max=reduced - 1)
 
 
 def jpeg_compression(images: Tensor, *, quality: float) -> Tensor:
