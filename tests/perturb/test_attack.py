@@ -86,9 +86,9 @@ def test_zero_budget_is_the_identity_but_the_gradient_is_still_asked_for(budget,
         calls.append(images)
         return [torch.ones_like(images[0])]
 
-    start = None if random_start is None else seeded(random_start)
+    start = None if random_start is None else [budget.random_start(image, seeded(random_start))]
     (attacked,) = gradient_attack(
-        gradient_fn, [image], budget=budget, num_steps=2, step_size=0.1, momentum=1.0, random_start=start
+        gradient_fn, [image], budget=budget, num_steps=2, step_size=0.1, momentum=1.0, start=start
     )
     assert torch.equal(attacked, image)
     assert len(calls) == 2
@@ -130,29 +130,60 @@ def test_an_attack_raises_its_function_more_than_random_signs_do(budget):
         return (weights * images[0]).sum() + (3 * images[0]).sin().mean()
 
     kwargs = {"budget": budget, "num_steps": 5, "step_size": 0.4 * budget.radius}
-    attacked = gradient_attack(gradient_of(value), [image], random_start=seeded(2), **kwargs)
+    start = [budget.random_start(image, seeded(2))]
+    attacked = gradient_attack(gradient_of(value), [image], start=start, **kwargs)
     control = random_sign([image], budget=budget, generator=seeded(3))
     assert value(attacked) - value([image]) > 2 * abs(value(control) - value([image]))
 
 
-def test_arguments_are_left_alone_and_random_starts_are_seeded():
+def test_arguments_are_left_alone():
     image = torch.rand(3, 4, 4, generator=seeded(0), requires_grad=True)
-    before = image.detach().clone()
+    start = torch.rand(3, 4, 4, generator=seeded(1), requires_grad=True)
+    before = [value.detach().clone() for value in (image, start)]
+    (attacked,) = gradient_attack(
+        constant(torch.ones(3, 4, 4)), [image], budget=Linf(0.1), num_steps=1, step_size=0.1, start=[start]
+    )
+    assert torch.equal(image, before[0]) and torch.equal(start, before[1]) and image.grad is None is start.grad
+    assert not attacked.requires_grad
 
-    def attack(seed):
-        return gradient_attack(
-            constant(torch.zeros(3, 4, 4)),
-            [image],
-            budget=Linf(0.1),
-            num_steps=1,
-            step_size=0.1,
-            random_start=seeded(seed),
-        )[0]
 
-    assert torch.equal(attack(0), attack(0))
-    assert not torch.equal(attack(0), attack(1))
-    assert torch.equal(image, before) and image.grad is None
-    assert not attack(0).requires_grad
+@pytest.mark.parametrize("budget", [Linf(4 / 255), L2(10 / 255)])
+def test_a_start_in_the_ball_is_where_the_loop_begins_and_others_are_brought_into_it(budget):
+    image, seen = levels(100, 100), []
+
+    def gradient_fn(images):
+        seen.append(images[0])
+        return [torch.zeros_like(images[0])]
+
+    for start in (levels(102, 97), levels(130, 100)):
+        gradient_attack(gradient_fn, [image], budget=budget, num_steps=1, step_size=0.0, start=[start])
+    # 30 levels up is outside of both balls: back to 4 levels, and to 10.
+    edge = 100 + round(255 * budget.radius)
+    assert torch.equal(seen[0], levels(102, 97))
+    assert_close(seen[1], levels(edge, 100), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", [[], [torch.ones(3, 4, 5)]])
+def test_a_start_must_match_the_images(start):
+    with pytest.raises(ValueError, match="start must hold one image per image"):
+        gradient_attack(constant(), [torch.ones(3, 4, 4)], budget=Linf(0.1), num_steps=0, step_size=0.1, start=start)
+
+
+def test_momentum_is_that_of_mi_fgsm():
+    """Algorithm 1 of arXiv 1710.06081 written out: g <- mu g + grad / ||grad||_1, x <- clip(x + alpha sign g)."""
+    image, pull = 0.2 + 0.6 * torch.rand(3, 5, 6, generator=seeded(0)), torch.randn(3, 5, 6, generator=seeded(1))
+    radius, num_steps, mu = 8 / 255, 7, 1.0
+    curve = gradient_of(lambda images: (pull * (40 * images[0]).sin()).sum())
+    g, x = torch.zeros_like(image), image
+    for _ in range(num_steps):
+        (gradient,) = curve([x])
+        g = mu * g + gradient / gradient.abs().sum()
+        x = (x + radius / num_steps * g.sign()).clamp(image - radius, image + radius)
+    settings = {"budget": Linf(radius), "num_steps": num_steps, "step_size": radius / num_steps, "quantize": False}
+    (found,) = gradient_attack(curve, [image], momentum=mu, **settings)
+    assert_close(found, x, rtol=0, atol=1e-6)
+    (without,) = gradient_attack(curve, [image], **settings)
+    assert (without - found).abs().max() > 1 / 255, "momentum matters on this curve"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -218,7 +249,7 @@ def test_every_attack_stays_in_the_ball_in_range_and_on_the_grid(
         num_steps=num_steps,
         step_size=relative_step * budget.radius,
         momentum=momentum,
-        random_start=generator if has_random_start else None,
+        start=[budget.random_start(image, generator) for image in images] if has_random_start else None,
         quantize=quantize,
     )
     for image, result in zip(images, attacked, strict=True):

@@ -1,10 +1,10 @@
 """Gradient ascent on pixels inside a budget: FGSM, PGD and their momentum forms are settings of one loop.
 
-| attack | num_steps | step_size | momentum | random_start | source |
+| attack | num_steps | step_size | momentum | start | source |
 |---|---|---|---|---|---|
-| FGSM | 1 | the radius | 0 | no | arXiv 1412.6572 |
-| PGD | several | e.g. 2.5 · radius / num_steps | 0 | yes | arXiv 1706.06083 |
-| MI-FGSM | several | radius / num_steps | 1.0 | no | arXiv 1710.06081 |
+| FGSM | 1 | the radius | 0 | the image | arXiv 1412.6572 |
+| PGD | several | e.g. 2.5 · radius / num_steps | 0 | ``budget.random_start`` | arXiv 1706.06083 |
+| MI-FGSM | several | radius / num_steps | 1.0 | the image | arXiv 1710.06081 |
 
 Images are float tensors of shape (C, H, W) in [0, 1]; sizes may differ within one call. Each has the whole budget.
 """
@@ -31,7 +31,7 @@ def gradient_attack(
     num_steps: int,
     step_size: float,
     momentum: float = 0.0,
-    random_start: torch.Generator | None = None,
+    start: Sequence[Tensor] | None = None,
     quantize: bool = True,
 ) -> tuple[Tensor, ...]:
     """Images near the given ones that raise a scalar, by projected gradient ascent.
@@ -39,24 +39,22 @@ def gradient_attack(
     ``gradient_fn`` is called ``num_steps`` times with all images, detached; how it batches them is its own affair. Give
     it the negated gradient to lower the scalar. ``step_size`` is in the budget's unit: how far one step goes along its
     steepest direction (the sign for Linf, the normalised gradient for L2). ``momentum`` weighs the sum of the earlier
-    gradients, each scaled to mean size 1; 0 forgets them. ``random_start`` begins at a random point of the ball drawn
-    from that generator instead of at the images.
+    gradients, each scaled to mean size 1; 0 forgets them. ``start`` begins at other images than the given ones, one for
+    each and of its shape (``budget.random_start`` draws one), projected into the ball if they are outside.
 
     The result is in the ball (to 1e-6, float32 rounding), in [0, 1] and, with ``quantize``, on the 8-bit grid wherever
     it differs from the image. Quantizing happens once, at the end: a total change below half a grey level vanishes.
-    Without momentum and random start a pixel whose gradient is zero is not changed; a budget of 0 changes none.
+    Without momentum and another start a pixel whose gradient is zero is not changed; a budget of 0 changes none.
 
-    Raises ValueError for an image that is not a float CHW tensor in [0, 1], a step count or size below 0, and gradients
-    that are not finite or do not match the images.
+    Raises ValueError for an image that is not a float CHW tensor in [0, 1], a step count or size below 0, and starts or
+    gradients that do not match the images, or are not finite.
     """
     if num_steps < 0:
         raise ValueError(f"num_steps must be at least 0, got {num_steps}")
     if not (step_size >= 0.0 and math.isfinite(step_size)):
         raise ValueError(f"step_size must be finite and at least 0, got {step_size}: its unit is that of {budget}")
     clean = _checked_images(images)
-    perturbed = clean
-    if random_start is not None:
-        perturbed = tuple(budget.random_start(image, random_start) for image in clean)
+    perturbed = clean if start is None else _checked_start(start, clean, budget)
     velocity = tuple(torch.zeros_like(image) for image in clean)
     for step in range(num_steps):
         gradients = _checked_gradients(gradient_fn(perturbed), clean, step)
@@ -103,6 +101,13 @@ def _checked_images(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 f"image {index} must be in [0, 1], got values from {low} to {high}: undo any normalisation"
             )
     return tuple(image.detach() for image in images)
+
+
+def _checked_start(start: Sequence[Tensor], clean: Sequence[Tensor], budget: Budget) -> tuple[Tensor, ...]:
+    shapes, wanted = [tuple(image.shape) for image in start], [tuple(image.shape) for image in clean]
+    if shapes != wanted:
+        raise ValueError(f"start must hold one image per image of shapes {wanted}, got {shapes}")
+    return tuple(budget.project(x, x0) for x, x0 in zip(_checked_images(start), clean, strict=True))
 
 
 def _checked_gradients(gradients: Sequence[Tensor], images: Sequence[Tensor], step: int) -> tuple[Tensor, ...]:

@@ -8,7 +8,9 @@ deterministic given its generator and leaves its arguments as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,6 +124,10 @@ class L2:
 
 
 Budget = Linf | L2
+
+Norm = Literal["linf", "l2"]
+BUDGETS: Mapping[Norm, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+"""Budgets by the name of their norm: ``BUDGETS["linf"](4 / 255)``."""
 
 
 def _norm(change: Tensor) -> Tensor:
