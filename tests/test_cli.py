@@ -102,7 +102,9 @@ def test_corruptions_are_drawn_from_a_scene_or_a_picture(tmp_path: Path, capsys:
     assert sheet.size == (6 * 66 + 6, 3 * (20 + 22) + 6) and sheet.getpixel((6, 22)) == (77, 77, 77)
 
 
-@pytest.mark.parametrize("cls", [RunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig])
+@pytest.mark.parametrize(
+    "cls", [RunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig]
+)
 def test_every_setting_is_explained(cls: type) -> None:
     assert undocumented_fields(cls) == []
 

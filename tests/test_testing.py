@@ -162,29 +162,39 @@ def test_a_reference_card(config: TestingConfig, tmp_path: Path) -> None:
 def files(folder: Path, num: int) -> Path:
     for n in range(num):
         Image.new("RGB", (40, 30), (9 * n, 0, 0)).save(folder / f"{n}.png")
-    rows = [{"question": "Is it red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(num)]
+    rows = [
+        {"question": f"Is number {n} red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(num)
+    ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     return folder / "data.jsonl"
 
 
 def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig, tmp_path: Path) -> None:
-    data = files(tmp_path, 5)
-    with chat_server(*[answer_with("\\boxed{yes}")] * 7, otherwise=status(400, "closed")) as server:
-        settings = EndpointConfig(model="m", first_wait_seconds=0.01, concurrency=1)
+    is_open: list[bool] = [True] * 7 + [False]
+
+    def moody(handler: Any, body: dict[str, Any]) -> None:
+        """Seven answers, then a refusal, then answers again."""
+        step = answer_with("\\boxed{yes}") if not is_open or is_open.pop(0) else status(400, "closed")
+        step(handler, body)
+
+    with chat_server(otherwise=moody) as server:
         config = replace(
-            config, model=ModelConfig(server.url), endpoint=settings, data=str(data), on_bad="skip", threats=("fog:1",)
+            config,
+            model=ModelConfig(server.url),
+            endpoint=EndpointConfig(model="m", first_wait_seconds=0.01, concurrency=1),
+            data=str(files(tmp_path, 5)),
+            on_bad="skip",
+            threats=("fog:1",),
         )
         folder = tmp_path / "eval"
         with pytest.raises(EndpointError, match="closed"):
             run_test(config, folder)
-        # Three of each of clean, blank came whole; of fog one answer came, and is in the cache.
+        # The first batch of three came whole under clean and blank; of fog one answer came, and is in the cache.
         assert len(outcomes(folder)) == 6 and len(list((folder / "cache").glob("*.json"))) == 7
-        asked = len(server.bodies)
-    with chat_server(otherwise=answer_with("\\boxed{yes}")) as other:
-        # The same server at another address is another question: nothing of the cache fits.
-        with pytest.raises(ConfigError, match="model"):
-            run_test(replace(config, model=ModelConfig(other.url)), folder)
-    assert asked == 8
+        card = run_test(replace(config, endpoint=replace(config.endpoint, concurrency=4)), folder)
+        assert len(server.bodies) == 15 + 1, "nothing is asked twice but what was refused"
+    assert len(outcomes(folder)) == 15 and card["data"]["num_bad"] == 1
+    assert card["data"]["name"] == "data.jsonl" and card["threats"]["clean"]["yes_no"] is not None
 
 
 def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: Path) -> None:

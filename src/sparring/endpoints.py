@@ -132,15 +132,15 @@ class Endpoint:
         """The answer to one request, from the cache if it was asked before; None if the batch has failed."""
         body = {"model": self.config.model, **payload}
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
-        answer = self._recall(key)
-        if answer is None:
-            async with batch.places:
+        async with batch.places:
+            answer = self._recall(key)
+            if answer is None:
                 try:
                     answer = await self._ask(body, batch, random.Random(key))
                 except EndpointError as error:
                     batch.failure = batch.failure or error
-            if answer is not None:
-                self._remember(key, answer)
+                if answer is not None:
+                    self._remember(key, answer)
         return answer
 
     async def _ask(self, body: Mapping[str, Any], batch: _Batch, jitter: random.Random) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparring.configs import nearest, to_dict
 from sparring.data.jsonl import JsonlProblems, OnBad
@@ -26,6 +27,15 @@ class Source:
     """Two sources of one fingerprint hold the same problems in the same order."""
     bad: Sequence[str] = ()
     """What was wrong with each row that was left out."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of them."""
+        return {
+            "name": self.name,
+            "num_problems": len(self.problems),
+            "fingerprint": self.fingerprint,
+            "num_bad": len(self.bad),
+        }
 
 
 def open_source(name: str, num_problems: int, scenes: SceneConfig, *, on_bad: OnBad = "stop") -> Source:

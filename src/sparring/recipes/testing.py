@@ -288,12 +288,7 @@ def _subject(config: TestingConfig, folder: Path) -> Subject:
 def _about(config: TestingConfig, subject: Subject, source: Source, model_print: str | None) -> dict[str, Any]:
     return {
         "model": {"name": subject.name, "kind": subject.kind, "fingerprint": model_print},
-        "data": {
-            "name": source.name,
-            "num_problems": len(source.problems),
-            "fingerprint": source.fingerprint,
-            "num_bad": len(source.bad),
-        },
+        "data": source.describe(),
         "decoding": {
             "mode": "greedy" if config.temperature is None else "sampled",
             "num_samples": config.num_samples,
