@@ -20,7 +20,7 @@ from sparring.evaluation.comparison import compare, read_tested
 from sparring.evaluation.suite import read_outcomes
 from sparring.recipes import testing as recipe
 from sparring.recipes.run import ModelConfig
-from sparring.recipes.testing import AttackSettings, TestingConfig, run_test
+from sparring.recipes.testing import AttackSettings, TestingConfig, open_test
 from toy_grader import ParityGrader
 
 BLACK_BOX = ("gaussian_noise:1", "gaussian_noise:5", "typos:3")
@@ -49,6 +49,10 @@ def config(tiny_folders: dict[str, Path]) -> TestingConfig:
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     found = [vars(outcome) for outcome in read_outcomes(folder / "outcomes.jsonl")]
     return sorted(found, key=lambda o: (o["threat"], o["problem_id"], o["sample"]))
+
+
+def run_test(config: TestingConfig, folder: Path, on_progress: Any = None) -> dict[str, Any]:
+    return open_test(replace(config, out=folder)).run(on_progress)
 
 
 class Stop(Exception):
@@ -137,6 +141,11 @@ def test_another_test_is_refused_by_name(config: TestingConfig, tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=f"differs from this test in: {name};"):
             run_test(other, tmp_path)
+    with pytest.raises(UserError, match="needs the model's weights"):
+        run_test(replace(config, threats=("pgd:4/255",), model=ModelConfig("http://host/v1")), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_test(replace(config, model=ModelConfig("nowhere")), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     first, *rest = (tmp_path / "provenance.jsonl").read_text().splitlines()
     assert rest == [], "what was refused has left no trace"
     changed = json.loads(first) | {"model": {"config.json": "other"}}

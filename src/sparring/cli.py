@@ -150,7 +150,6 @@ def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
 
 
 def _eval(arguments: list[str]) -> int:
-    from sparring import distributed
     from sparring.evaluation.threats import describe_threats
     from sparring.recipes import testing as recipe
     from sparring.report.progress import TestingProgress
@@ -171,15 +170,15 @@ def _eval(arguments: list[str]) -> int:
     )
     config = replace(config, model=replace(config.model, path=model or config.model.path))
     console = _console(config.model)
-    folder = resumed or config.out or distributed.from_main(lambda: recipe.new_folder(config))
-    console.print(f"model: {config.model.path}", soft_wrap=True)
-    with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {folder}"):
-        card = recipe.run_test(replace(config, out=folder), folder, progress.show)
+    test = recipe.open_test(replace(config, out=resumed or config.out))
+    console.print(f"model: {config.model.path}, in {test.folder}", soft_wrap=True)
+    with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {test.folder}"):
+        card = test.run(progress.show)
     for table in card_tables(card):
         console.print(table)
     for line in card_lines(card):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"card:  {folder / recipe.CARD}", soft_wrap=True)
+    console.print(f"card:  {test.folder / recipe.CARD}", soft_wrap=True)
     return 0
 
 

@@ -182,7 +182,7 @@ def test_an_attack_has_a_record_for_each_problem(policy: Policy) -> None:
     ("threats", "settings", "said"),
     [
         (["pgd:4/255"], {"sampling": SAMPLING}, "attacks the greedy response"),
-        (["transfer:4/255"], {}, "name it with"),
+        (["transfer:4/255"], {}, "--attack.surrogate"),
         (["clean"], {"num_samples": 2}, "num_samples=2"),
     ],
 )

@@ -99,6 +99,19 @@ class Part:
     """How the attack went on each problem, if it is one."""
 
 
+def check_possible(threats: Sequence[Threat], *, has_weights: bool, is_greedy: bool, has_surrogate: bool) -> None:
+    """UserError for the first threat that the subject, its decoding or a missing surrogate rules out."""
+    for threat in threats:
+        if threat.attack is None:
+            continue
+        if not has_weights:
+            raise UserError(f"threat {threat.name!r} needs the model's weights, which an endpoint does not give")
+        if not is_greedy:
+            raise UserError(f"threat {threat.name!r} attacks the greedy response: leave out the temperature")
+        if threat.attack == "transfer" and not has_surrogate:
+            raise UserError(f"threat {threat.name!r} is made on another model: name it with --attack.surrogate")
+
+
 @dataclass(eq=False)
 class Suite:
     """A subject with what it is put through and how it answers."""
@@ -122,15 +135,12 @@ class Suite:
     """The model that ``transfer`` attacks are made on."""
 
     def __post_init__(self) -> None:
-        for threat in self.threats:
-            if threat.attack is None:
-                continue
-            if self.subject.policy is None:
-                raise UserError(f"threat {threat.name!r} needs the model's weights, which an endpoint does not give")
-            if not self.sampling.greedy:
-                raise UserError(f"threat {threat.name!r} attacks the greedy response: leave out the temperature")
-            if threat.attack == "transfer" and self.surrogate is None:
-                raise UserError(f"threat {threat.name!r} needs another model to be made on: name it with --surrogate")
+        check_possible(
+            self.threats,
+            has_weights=self.subject.policy is not None,
+            is_greedy=self.sampling.greedy,
+            has_surrogate=self.surrogate is not None,
+        )
         if self.num_samples > 1 and self.sampling.greedy:
             raise UserError(f"num_samples={self.num_samples}: greedy responses are all the same; set a temperature")
 

@@ -26,10 +26,11 @@ from sparring.evaluation.card import build_card, card_markdown
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
-from sparring.evaluation.suite import Outcome, Suite, read_outcomes, write_outcomes
+from sparring.evaluation.suite import Outcome, Suite, check_possible, read_outcomes, write_outcomes
 from sparring.evaluation.threats import Threat, parse_threats, with_controls
 from sparring.evaluation.whitebox import AttackConfig
 from sparring.models.families import fingerprint
+from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
@@ -148,65 +149,109 @@ class TestingConfig:
         return SamplingConfig(self.temperature or 1.0, self.max_new_tokens, greedy=self.temperature is None)
 
 
-def new_folder(config: TestingConfig) -> Path:
-    """A new folder under runs/ for a test."""
-    name = config.endpoint.model if config.is_endpoint else Path(config.model.path).name
-    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
-    return new_run_folder("runs", f"eval-{plain or 'model'}")
+@dataclass(frozen=True, eq=False)
+class Test:
+    """A test that is ready to start: its folder says what it is."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    config: TestingConfig
+    folder: Path
+    source: Source
+    reference: dict[str, Any] | None
+    model_fingerprint: str | None
+    policy: Policy | None
+    surrogate: Policy | None
+
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """The card, which is also written into the folder with all outcomes; goes on with what is there.
+
+        Args:
+            on_progress: called with the number of responses that are done and that of all.
+        """
+        config, folder = self.config, self.folder
+        with Grader(config.reward) as grader:
+            suite = self._suite(grader)
+            log = AttackLog(folder / ATTACKS)
+            outcomes = _run_suite(suite, self.source, folder / OUTCOMES, log, on_progress)
+            checked = _first(self.source.problems, config.attack.num_checked)
+            card = build_card(
+                [vars(outcome) for outcome in outcomes],
+                {threat.name: threat.describe() for threat in suite.threats},
+                about=self._about(suite.subject),
+                sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
+                attacks=log.summaries(suite),
+                checks=run_checks(suite, checked, outcomes, log),
+                reference=self.reference,
+            )
+            if distributed.is_main():
+                write_text(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
+                write_text(folder / CARD_MARKDOWN, card_markdown(card))
+            chosen = choose(outcomes, suite.threats, config.gallery)
+            write_gallery(suite, self.source.problems, chosen, folder / GALLERY)
+        return card
+
+    def _suite(self, grader: Grader) -> Suite:
+        config = self.config
+        subject: Subject
+        if self.policy is not None:
+            subject = PolicySubject(self.policy, config.model.path)
+        else:
+            endpoint = Endpoint(config.model.path, config.endpoint, self.folder / "cache")
+            subject = EndpointSubject(endpoint, instruction=config.model.instruction)
+        return Suite(
+            subject,
+            config.all_threats,
+            config.sampling,
+            grader,
+            config.seed,
+            num_samples=config.num_samples,
+            batch_size=config.batch_size,
+            attack=config.attack.config,
+            surrogate=self.surrogate,
+        )
+
+    def _about(self, subject: Subject) -> dict[str, Any]:
+        config = self.config
+        return {
+            "model": {"name": subject.name, "kind": subject.kind, "fingerprint": self.model_fingerprint},
+            "data": self.source.describe(),
+            "decoding": {
+                "mode": "greedy" if config.temperature is None else "sampled",
+                "num_samples": config.num_samples,
+                "temperature": config.temperature,
+                "max_new_tokens": config.max_new_tokens,
+            },
+            "seed": config.seed,
+        }
 
 
-def run_test(
-    config: TestingConfig, folder: Path, on_progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """The card of the model, which is also written into ``folder`` with all outcomes.
+def open_test(config: TestingConfig) -> Test:
+    """Read data and model, then make the folder, or see to it that the one there is of this very test.
 
-    Args:
-        folder: new, or that of an interrupted test of the same configuration, which then goes on.
-        on_progress: called with the number of responses that are done and that of all.
-
-    Raises UserError for data, models and folders that cannot be used.
+    Raises UserError for data, models, threats and folders that cannot be used; none of them leaves a new folder.
     """
     use_threads(config.threads)
+    surrogate = config.attack.surrogate
+    check_possible(
+        config.all_threats,
+        has_weights=not config.is_endpoint,
+        is_greedy=config.sampling.greedy,
+        has_surrogate=surrogate is not None,
+    )
     reference = _read_reference(config.reference)
     source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
-    model_print = None if config.is_endpoint else fingerprint(config.model.path)
+    policy = model_print = None
+    if config.is_endpoint:
+        if distributed.world_size() > 1:
+            raise UserError("an endpoint is tested by one process: start it without torchrun")
+        Endpoint(config.model.path, config.endpoint)  # which refuses what cannot be one
+    else:
+        policy, model_print = load_policy(config.model), fingerprint(config.model.path)
+    other = None if surrogate is None else load_policy(replace(config.model, path=surrogate))
     begun_with = {"data": {"name": source.name, "fingerprint": source.fingerprint}, "model": model_print}
-    distributed.from_main(lambda: _open_folder(config, folder, begun_with))
-    with Grader(config.reward) as grader:
-        suite = _suite(config, grader, folder)
-        log = AttackLog(folder / ATTACKS)
-        outcomes = _run_suite(suite, source, folder / OUTCOMES, log, on_progress)
-        checked = _first(source.problems, config.attack.num_checked)
-        card = build_card(
-            [vars(outcome) for outcome in outcomes],
-            {threat.name: threat.describe() for threat in suite.threats},
-            about=_about(config, suite.subject, source, model_print),
-            sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
-            attacks=log.summaries(suite),
-            checks=run_checks(suite, checked, outcomes, log),
-            reference=reference,
-        )
-        if distributed.is_main():
-            write_text(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
-            write_text(folder / CARD_MARKDOWN, card_markdown(card))
-        if config.gallery:
-            write_gallery(suite, source.problems, choose(outcomes, suite.threats, config.gallery), folder / GALLERY)
-    return card
-
-
-def _suite(config: TestingConfig, grader: Grader, folder: Path) -> Suite:
-    surrogate = config.attack.surrogate
-    return Suite(
-        _subject(config, folder),
-        config.all_threats,
-        config.sampling,
-        grader,
-        config.seed,
-        num_samples=config.num_samples,
-        batch_size=config.batch_size,
-        attack=config.attack.config,
-        surrogate=None if surrogate is None else load_policy(replace(config.model, path=surrogate)),
-    )
+    folder = distributed.from_main(lambda: _open_folder(config, begun_with))
+    return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
 
 
 def _first(problems: Sequence[Problem], num: int) -> list[Problem]:
@@ -245,8 +290,9 @@ def _recover(path: Path, num_samples: int) -> list[Outcome]:
     return whole
 
 
-def _open_folder(config: TestingConfig, folder: Path, begun_with: dict[str, Any]) -> None:
-    """Make the folder, or see to it that what it holds is this test; ConfigError names what differs."""
+def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
+    """The folder of the test, new or that of an interrupted one; ConfigError names what differs."""
+    folder = config.out or _new_folder(config)
     if (folder / CONFIG).exists():
         saved = read_config(TestingConfig, folder / CONFIG)
         mine, theirs = _what_counts(config), _what_counts(saved)
@@ -264,7 +310,14 @@ def _open_folder(config: TestingConfig, folder: Path, begun_with: dict[str, Any]
         raise ConfigError(f"{folder} holds outcomes without a {CONFIG}: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
-    write_config(config, folder / CONFIG)
+    write_config(replace(config, out=folder), folder / CONFIG)
+    return folder
+
+
+def _new_folder(config: TestingConfig) -> Path:
+    name = config.endpoint.model if config.is_endpoint else Path(config.model.path).name
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
+    return new_run_folder("runs", f"eval-{plain or 'model'}")
 
 
 def _what_counts(config: TestingConfig) -> dict[str, Any]:
@@ -274,29 +327,6 @@ def _what_counts(config: TestingConfig) -> dict[str, Any]:
         del settings[name]
     settings["endpoint"] = config.endpoint.model
     return settings
-
-
-def _subject(config: TestingConfig, folder: Path) -> Subject:
-    if not config.is_endpoint:
-        return PolicySubject(load_policy(config.model), config.model.path)
-    if distributed.world_size() > 1:
-        raise UserError("an endpoint is tested by one process: start it without torchrun")
-    endpoint = Endpoint(config.model.path, config.endpoint, folder / "cache")
-    return EndpointSubject(endpoint, instruction=config.model.instruction)
-
-
-def _about(config: TestingConfig, subject: Subject, source: Source, model_print: str | None) -> dict[str, Any]:
-    return {
-        "model": {"name": subject.name, "kind": subject.kind, "fingerprint": model_print},
-        "data": source.describe(),
-        "decoding": {
-            "mode": "greedy" if config.temperature is None else "sampled",
-            "num_samples": config.num_samples,
-            "temperature": config.temperature,
-            "max_new_tokens": config.max_new_tokens,
-        },
-        "seed": config.seed,
-    }
 
 
 def _read_reference(path: Path | None) -> dict[str, Any] | None:
