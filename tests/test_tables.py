@@ -40,15 +40,16 @@ def card(*severities: str) -> dict[str, Any]:
     names = ("clean", "misleading_hint:2+jpeg_compression:3", "random_sign:16/255")
     by_name = {"jpeg_compression": {"severities": dict.fromkeys(severities, WIDE), "mean": WIDE}}
     mce = {"value": 1.25, "relative": None, "reference": "bundled", "notes": ["relative mCE undefined: fog"]}
+    worst = {"threat": "fog:5", "accuracy": WIDE}
     checks = [
         {"threat": "pgd:4/255", "name": name, "passed": ok, "detail": "why"} for name, ok in (("a", False), ("b", True))
     ]
     return {
         "data": {"num_problems": 300},
         "threats": {name: dict(entry) for name in names} | {"jpeg_compression:3": entry | {"kind": "corruption"}},
-        "corruptions": {"by_name": by_name, "mean": WIDE, "worst": {"threat": "fog:5", "accuracy": WIDE}, "mce": mce},
+        "corruptions": {"by_name": by_name, "mean": WIDE, "worst": worst, "sets": {"noise": WIDE}, "mce": mce},
         "checks": checks,
-    }  # fmt: skip
+    }
 
 
 def printed(tables: list[Table], width: int = 80) -> str:
@@ -72,6 +73,7 @@ def test_what_a_card_says_in_one_figure() -> None:
     assert card_lines(card("3")) == [
         "mean over corruptions: -10.4 (-20.4--10.4)",
         "worst: fog:5, -10.4 (-20.4--10.4)",
+        "noise: -10.4 (-20.4--10.4)",
         "mCE: 125.0, relative mCE: undefined (bundled = 100)",
         "relative mCE undefined: fog",
         "check failed: pgd:4/255, a: why",

@@ -1,7 +1,7 @@
 """Test one model, in this process or behind an endpoint, under threats; everything lies in one folder.
 
-The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` and ``attacks.jsonl`` (written
-as they come), ``card.json``, ``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
+The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` and ``attacks.jsonl`` (written as they come),
+``card.json``, ``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ class Test:
             if distributed.is_main():
                 write_text(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
                 write_text(folder / CARD_MARKDOWN, card_markdown(card))
-            chosen = choose(outcomes, suite.threats, config.gallery)
-            write_gallery(suite, self.source.problems, chosen, folder / GALLERY)
+            if config.gallery:
+                chosen = choose(outcomes, suite.threats, config.gallery)
+                write_gallery(suite, self.source.problems, chosen, folder / GALLERY)
         return card
 
     def _suite(self, grader: Grader) -> Suite:

@@ -55,13 +55,14 @@ def card_tables(card: Mapping[str, Any]) -> list[Table]:
 
 
 def card_lines(card: Mapping[str, Any]) -> list[str]:
-    """What a card says in one figure: mean and worst over corruptions, mCE, checks that did not pass."""
+    """What a card says in one figure: means and worst over corruptions, mCE, checks that did not pass."""
     lines = []
     corruptions = card["corruptions"]
     if corruptions is not None:
         worst = corruptions["worst"]
         lines.append(f"mean over corruptions: {_interval(corruptions['mean'])}")
         lines.append(f"worst: {worst['threat']}, {_interval(worst['accuracy'])}")
+        lines += [f"{name}: {_interval(estimate)}" for name, estimate in corruptions["sets"].items()]
         mce = corruptions["mce"]
         if mce is not None:
             figures = [
