@@ -24,11 +24,12 @@ _AREA_PER_CRYSTAL = 500
 
 def frost_texture(height: int, width: int, stream: torch.Generator) -> Tensor:
     """Float32 (3, height, width) in [0, 1]."""
-    ice = _crystals(height, width, stream)
-    # Crystals stand out of the pane: one side of each is lit, the other in shade.
-    ice = ice + 0.8 * (ice - ice.roll((1, 1), (-2, -1)))
-    grain = gaussian(uniform(stream, 1, height, width).cpu(), 0.7)
-    ice = ice + 0.25 * _clouds(height, width, stream) + 0.35 * (grain - 0.5)
+    lines = _crystals(height, width, stream)
+    # Crystals stand out of the pane: they glow, and one side of each is lit, the other in shade.
+    ice = gaussian(lines, 0.8) + 1.5 * gaussian(lines, 2.5)
+    ice = ice + 0.5 * (ice - ice.roll((2, 2), (-2, -1)))
+    grain = gaussian(uniform(stream, 1, height, width).cpu(), 0.8)
+    ice = ice + 0.15 * _clouds(height, width, stream) + 0.2 * (grain - 0.5)
     ice = (ice - ice.mean()) / ice.std(correction=0).clamp(min=1e-3)
     level, contrast = number(stream, 0.4, 0.75), number(stream, 0.1, 0.2)
     light = (level + contrast * ice).clamp(0.0, 1.0)
@@ -46,7 +47,7 @@ def _crystals(height: int, width: int, stream: torch.Generator) -> Tensor:
         for _ in range(whole(stream, 1, 4)):
             heading += number(stream, 0.3, 1.1)
             _feather(draw, x, y, heading, length=number(stream, 12.0, 55.0), light=whole(stream, 90, 256))
-    return gaussian(from_pillow(picture, torch.zeros(())), 0.5)
+    return from_pillow(picture, torch.zeros(()))
 
 
 def _feather(draw: ImageDraw.ImageDraw, x: float, y: float, heading: float, *, length: float, light: int) -> None:
