@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from chat_server import answer_with, chat_server, status
 from sparring.configs import ConfigError
-from sparring.data.scenes import SceneConfig
 from sparring.endpoints import EndpointConfig, EndpointError
 from sparring.errors import UserError
 from sparring.evaluation.comparison import compare, read_tested
@@ -33,12 +33,25 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven rows with small pictures, and one that is none."""
+    folder = tmp_path_factory.mktemp("data")
+    for n in range(7):
+        Image.fromarray(np.random.default_rng(n).integers(256, size=(16, 24, 3), dtype=np.uint8)).save(
+            folder / f"{n}.png"
+        )
+    rows = [{"question": f"Is number {n} red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(7)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    return folder / "data.jsonl"
+
+
 @pytest.fixture
-def config(tiny_folders: dict[str, Path]) -> TestingConfig:
+def config(tiny_folders: dict[str, Path], data: Path) -> TestingConfig:
     return TestingConfig(
         model=ModelConfig(str(tiny_folders["qwen3_vl"]), precision="fp32", device="cpu"),
-        num_problems=7,
-        scenes=SceneConfig(easiest=0, hardest=0.2),
+        data=str(data),
+        on_bad="skip",
         threats=BLACK_BOX,
         max_new_tokens=4,
         batch_size=3,
@@ -80,7 +93,9 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
     }  # fmt: skip
     assert json.loads((tmp_path / "card.json").read_text()) == card
     assert list(card["threats"]) == ["clean", "blank", *BLACK_BOX]
-    assert card["data"]["name"] == "scenes:test" and card["data"]["num_problems"] == 7 and card["data"]["num_bad"] == 0
+    assert {k: card["data"][k] for k in ("name", "num_problems", "num_bad")} == {
+        "name": "data.jsonl", "num_problems": 7, "num_bad": 1,
+    }  # fmt: skip
     assert card["decoding"] == {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": 4}
     assert seen[0] == (0, 35) and seen[-1] == (35, 35) and len(outcomes(tmp_path)) == 35
     for name, entry in card["threats"].items():
@@ -137,7 +152,7 @@ def test_another_test_is_refused_by_name(config: TestingConfig, tmp_path: Path) 
     for other, name in (
         (replace(config, seed=1), "seed"),
         (replace(config, threats=("fog:1",), max_new_tokens=5), "threats, max_new_tokens"),
-        (replace(config, scenes=SceneConfig()), "scenes"),
+        (replace(config, num_problems=6), "num_problems"),
     ):
         with pytest.raises(ConfigError, match=f"differs from this test in: {name};"):
             run_test(other, tmp_path)
@@ -168,16 +183,6 @@ def test_a_reference_card(config: TestingConfig, tmp_path: Path) -> None:
             run_test(replace(config, reference=path), tmp_path / "new")
 
 
-def files(folder: Path, num: int) -> Path:
-    for n in range(num):
-        Image.new("RGB", (40, 30), (9 * n, 0, 0)).save(folder / f"{n}.png")
-    rows = [
-        {"question": f"Is number {n} red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(num)
-    ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    return folder / "data.jsonl"
-
-
 def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig, tmp_path: Path) -> None:
     is_open: list[bool] = [True] * 7 + [False]
 
@@ -191,8 +196,7 @@ def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig,
             config,
             model=ModelConfig(server.url),
             endpoint=EndpointConfig(model="m", first_wait_seconds=0.01, concurrency=1),
-            data=str(files(tmp_path, 5)),
-            on_bad="skip",
+            num_problems=5,
             threats=("fog:1",),
         )
         folder = tmp_path / "eval"
@@ -202,8 +206,7 @@ def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig,
         assert len(outcomes(folder)) == 6 and len(list((folder / "cache").glob("*.json"))) == 7
         card = run_test(replace(config, endpoint=replace(config.endpoint, concurrency=4)), folder)
         assert len(server.bodies) == 15 + 1, "nothing is asked twice but what was refused"
-    assert len(outcomes(folder)) == 15 and card["data"]["num_bad"] == 1
-    assert card["data"]["name"] == "data.jsonl" and card["threats"]["clean"]["yes_no"] is not None
+    assert len(outcomes(folder)) == 15 and card["threats"]["clean"]["yes_no"]["num"] == 5
 
 
 def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: 
     assert card["model"] == {"name": f"m at {server.url}", "kind": "endpoint", "fingerprint": None}
     found = compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "endpoint"))
     assert list(found["threats"]) == ["clean", "blank", "fog:1"] and found["num_problems"] == 7
-    run_test(replace(config, scenes=SceneConfig(seed=1)), tmp_path / "elsewhere")
+    run_test(replace(config, data="scenes", num_problems=1, threats=("fog:1",), gallery=0), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="not the same problems"):
         compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "elsewhere"))
 

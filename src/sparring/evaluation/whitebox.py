@@ -63,7 +63,7 @@ class AttackConfig:
     num_steps: int = 20
     """Gradient steps of a restart, >= 1."""
     relative_step: float = 2.5
-    """One step is this many radii over the number of steps, > 0; 2.5 as in the authors' CIFAR challenge of PGD."""
+    """One step is this many radii over the number of steps, > 0; 2.5 as in PGD's paper, arXiv 1706.06083."""
     num_restarts: int = 3
     """How often a problem is tried, >= 1; all but the first from random points of the ball."""
     random_start: bool = False
@@ -101,9 +101,9 @@ class AttackConfig:
 
     @property
     def with_large_budget(self) -> AttackConfig:
-        """One restart with a budget under which no model can hold up, for a check of the attack itself."""
+        """The same attack with a budget under which no model can hold up, for a check of the attack itself."""
         large = LARGE_FACTOR * self.radius if self.norm == "l2" else max(LARGE_LINF, self.radius)
-        return replace(self, radius=large, num_restarts=1)
+        return replace(self, radius=large)
 
 
 @dataclass(frozen=True)

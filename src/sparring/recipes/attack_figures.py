@@ -82,8 +82,9 @@ def attack_figures(config: AttackFiguresConfig) -> dict[str, object]:
         for name, (setting, run) in _attacks(config, policy, groups, grader).items():
             started = time.process_time()
             found[name] = [attacked.record for attacked in run(setting)]
-            entry = {"config": to_dict(setting), **attack_summary(found[name], setting)}
-            note(name, {**entry, "processor_seconds": round(time.process_time() - started, 1)})
+            seconds = round(time.process_time() - started, 1)
+            entry = {"config": to_dict(setting), **attack_summary(found[name], setting), "processor_seconds": seconds}
+            note(name, {**entry, "broken_by": [r.broken_by for r in found[name] if r.was_right]})
     controls = {name: found[name] for name in ("noise", "large_budget", "fewer_steps")}
     is_right_on_blank = {group.problem.id: is_right(group) for group in blind}
     note("checks", [asdict(check) for check in check_attack(found["response"], controls, is_right_on_blank)])
@@ -102,12 +103,14 @@ def _attacks(
     def noise(setting: AttackConfig) -> list[Attacked]:
         return noise_responses(policy, groups, setting, grader, config.sampling, seed=config.seed)
 
+    few = max(1, base.num_steps // 4)
     return {
         "response": (base, attack),
         "answer": (replace(base, objective="answer"), attack),
         "noise": (base, noise),
         "large_budget": (base.with_large_budget, attack),
-        "fewer_steps": (replace(base, num_steps=max(1, base.num_steps // 4)), attack),
+        "fewer_steps": (replace(base, num_steps=few), attack),
+        "answer_fewer_steps": (replace(base, num_steps=few, objective="answer"), attack),
         "entropy": (replace(base, objective="entropy"), attack),
         "l2": (replace(base, norm="l2", radius=config.l2_radius), attack),
         "momentum": (replace(base, momentum=1.0, relative_step=1.0), attack),
