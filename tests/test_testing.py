@@ -23,8 +23,6 @@ from sparring.recipes.run import ModelConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig, open_test
 from toy_grader import ParityGrader
 
-BLACK_BOX = ("gaussian_noise:1", "gaussian_noise:5", "typos:3")
-
 
 @pytest.fixture(autouse=True)
 def parity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -35,14 +33,14 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven rows with small pictures, and one that is none."""
+    """Five rows with small pictures, and one that is none."""
     folder = tmp_path_factory.mktemp("data")
-    for n in range(7):
+    for n in range(5):
         Image.fromarray(np.random.default_rng(n).integers(256, size=(16, 24, 3), dtype=np.uint8)).save(
             folder / f"{n}.png"
         )
-    rows = [{"question": f"Is number {n} red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(7)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    rows = [{"question": f"Is number {n} red?", "image": f"{n}.png", "answer": ("yes", "no")[n % 2]} for n in range(5)]
+    (folder / "data.jsonl").write_text("{\n" + "".join(json.dumps(row) + "\n" for row in rows))
     return folder / "data.jsonl"
 
 
@@ -52,10 +50,11 @@ def config(tiny_folders: dict[str, Path], data: Path) -> TestingConfig:
         model=ModelConfig(str(tiny_folders["qwen3_vl"]), precision="fp32", device="cpu"),
         data=str(data),
         on_bad="skip",
-        threats=BLACK_BOX,
+        num_problems=4,
+        threats=("gaussian_noise:5", "typos:3"),
         max_new_tokens=4,
-        batch_size=3,
-        gallery=1,
+        batch_size=2,
+        gallery=0,
     )
 
 
@@ -87,20 +86,22 @@ def interrupted(config: TestingConfig, folder: Path, num: int) -> None:
 
 def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
+    threats = ("gaussian_noise:1", "gaussian_noise:5", "typos:3")
+    config = replace(config, threats=threats, gallery=1)
     card = run_test(config, tmp_path, lambda num_done, total: seen.append((num_done, total)))
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json", "provenance.jsonl", "outcomes.jsonl", "card.json", "card.md", "gallery",
     }  # fmt: skip
     assert json.loads((tmp_path / "card.json").read_text()) == card
-    assert list(card["threats"]) == ["clean", "blank", *BLACK_BOX]
+    assert list(card["threats"]) == ["clean", "blank", *threats]
     assert {k: card["data"][k] for k in ("name", "num_problems", "num_bad")} == {
-        "name": "data.jsonl", "num_problems": 7, "num_bad": 1,
+        "name": "data.jsonl", "num_problems": 4, "num_bad": 1,
     }  # fmt: skip
     assert card["decoding"] == {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": 4}
-    assert seen[0] == (0, 35) and seen[-1] == (35, 35) and len(outcomes(tmp_path)) == 35
+    assert seen[0] == (0, 20) and seen[-1] == (20, 20) and len(outcomes(tmp_path)) == 20
     for name, entry in card["threats"].items():
         right = [o["is_correct"] for o in outcomes(tmp_path) if o["threat"] == name]
-        assert entry["accuracy"]["value"] == sum(right) / 7
+        assert entry["accuracy"]["value"] == sum(right) / 4
     assert set(card["corruptions"]["by_name"]["gaussian_noise"]["severities"]) == {"1", "5"}
     examples = [json.loads(line) for line in (tmp_path / "gallery/gallery.jsonl").read_text().splitlines()]
     assert len(examples) == 3, "blank, one severity of the noise, and the edit"
@@ -112,11 +113,11 @@ def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_
         config = replace(config, num_samples=2, temperature=0.8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run_test(config, whole)
-    interrupted(config, parts, 4)
+    interrupted(config, parts, 3)
     # What a kill in the middle of a write leaves: a torn line, and before it problems without their other sample.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]) + b'{"problem_id": "scen')
-    interrupted(replace(config, batch_size=2, threads=1), parts, 20)
+    interrupted(replace(config, batch_size=3, threads=1), parts, 8)
     assert run_test(config, parts) == expected
     assert outcomes(parts) == outcomes(whole)
     assert len((parts / "provenance.jsonl").read_text().splitlines()) == 3
@@ -126,7 +127,7 @@ def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_
 
 
 def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Path) -> None:
-    settings = AttackSettings(num_steps=2, num_restarts=1, num_checked=7)
+    settings = AttackSettings(num_steps=2, num_restarts=1, num_checked=4)
     config = replace(config, threats=("pgd:16/255", "random_sign:16/255"), attack=settings)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run_test(config, whole)
@@ -138,7 +139,7 @@ def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Pa
     assert {check["threat"] for check in expected["checks"]} == {"pgd:16/255"}
     assert checks["regenerated"]["passed"] and "not run" in checks["stronger_than_transfer"]["detail"]
     assert "not run" not in checks["stronger_than_noise"]["detail"]
-    interrupted(config, parts, 10)
+    interrupted(config, parts, 6)
     # The outcomes of the last part are lost, the records of its attack are not.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
@@ -152,7 +153,7 @@ def test_another_test_is_refused_by_name(config: TestingConfig, tmp_path: Path) 
     for other, name in (
         (replace(config, seed=1), "seed"),
         (replace(config, threats=("fog:1",), max_new_tokens=5), "threats, max_new_tokens"),
-        (replace(config, num_problems=6), "num_problems"),
+        (replace(config, num_problems=3), "num_problems"),
     ):
         with pytest.raises(ConfigError, match=f"differs from this test in: {name};"):
             run_test(other, tmp_path)
@@ -184,10 +185,10 @@ def test_a_reference_card(config: TestingConfig, tmp_path: Path) -> None:
 
 
 def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig, tmp_path: Path) -> None:
-    is_open: list[bool] = [True] * 7 + [False]
+    is_open: list[bool] = [True] * 5 + [False]
 
     def moody(handler: Any, body: dict[str, Any]) -> None:
-        """Seven answers, then a refusal, then answers again."""
+        """Five answers, then a refusal, then answers again."""
         step = answer_with("\\boxed{yes}") if not is_open or is_open.pop(0) else status(400, "closed")
         step(handler, body)
 
@@ -196,29 +197,28 @@ def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig,
             config,
             model=ModelConfig(server.url),
             endpoint=EndpointConfig(model="m", first_wait_seconds=0.01, concurrency=1),
-            num_problems=5,
             threats=("fog:1",),
         )
         folder = tmp_path / "eval"
         with pytest.raises(EndpointError, match="closed"):
             run_test(config, folder)
-        # The first batch of three came whole under clean and blank; of fog one answer came, and is in the cache.
-        assert len(outcomes(folder)) == 6 and len(list((folder / "cache").glob("*.json"))) == 7
+        # The first batch of two came whole under clean and blank; of fog one answer came, and is in the cache.
+        assert len(outcomes(folder)) == 4 and len(list((folder / "cache").glob("*.json"))) == 5
         card = run_test(replace(config, endpoint=replace(config.endpoint, concurrency=4)), folder)
-        assert len(server.bodies) == 15 + 1, "nothing is asked twice but what was refused"
-    assert len(outcomes(folder)) == 15 and card["threats"]["clean"]["yes_no"]["num"] == 5
+        assert len(server.bodies) == 12 + 1, "nothing is asked twice but what was refused"
+    assert len(outcomes(folder)) == 12 and card["threats"]["clean"]["yes_no"]["num"] == 4
 
 
 def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: Path) -> None:
     run_test(replace(config, threats=("fog:1",)), tmp_path / "policy")
     with chat_server() as server:
         endpoint = EndpointConfig(model="m")
-        by_http = replace(config, model=ModelConfig(server.url), endpoint=endpoint, threats=("fog:1",))
+        by_http = replace(config, model=ModelConfig(server.url), endpoint=endpoint, threats=("fog:1",), gallery=2)
         card = run_test(by_http, tmp_path / "endpoint")
-        assert len(server.bodies) == 21, "the gallery asks for nothing new"
+        assert len(server.bodies) == 12, "the gallery asks for nothing new"
     assert card["model"] == {"name": f"m at {server.url}", "kind": "endpoint", "fingerprint": None}
     found = compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "endpoint"))
-    assert list(found["threats"]) == ["clean", "blank", "fog:1"] and found["num_problems"] == 7
+    assert list(found["threats"]) == ["clean", "blank", "fog:1"] and found["num_problems"] == 4
     run_test(replace(config, data="scenes", num_problems=1, threats=("fog:1",), gallery=0), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="not the same problems"):
         compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "elsewhere"))
