@@ -201,3 +201,14 @@ def test_as_markdown() -> None:
     # Errors 0.4 + 0.6 over 0.4 + 0.4; relative (0.2 + 0.4) over (0.2 + 0.2).
     assert "mCE 125.0, relative mCE 150.0, against model = 100" in text
     assert "- pgd:4/255, loss_rises: **failed**; 1 to 0" in text
+    # Even places 1 0 0 0 0, odd places 1 0 0 0 0 on blank; of fog:2 even 1 1 0 0 0.
+    assert "| threat | even | odd |" in text and "| blank | 20.0 [3.6, 62.4] | 20.0 [3.6, 62.4] |" in text
+    assert "says yes" not in text
+
+
+def test_yes_and_no_as_markdown() -> None:
+    found = [r | {"truth": "yes", "answer": "yes" if r["is_correct"] else "no"} for r in records("clean", "1100")]
+    threats = {"clean": parse_threats(["clean"])[0].describe()}
+    text = card_markdown(build_card(found, threats, about=about(), sets={}))
+    # Two of four found: F1 = 2 * 2 / (2 + 4).
+    assert "| clean | 100.0 | 50.0 | 66.7 | 50.0 | 4 |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import torch
 
 from chat_server import answer_with, chat_server, send, shown_picture
+from sparring.data.scenes import SceneProblems
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
-from sparring.evaluation.subjects import EndpointSubject
+from sparring.evaluation.subjects import EndpointSubject, PolicySubject
 from sparring.evaluation.suite import Suite
 from sparring.evaluation.threats import parse_threats, with_controls
+from sparring.models.policy import Policy
 from sparring.rewards import Grader
-from sparring.rollout import SampleRequest, SamplingConfig
+from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Problem
 from tiny_models import tiny_problem
 
@@ -108,6 +111,34 @@ def test_a_suite_on_an_endpoint_shows_what_its_threats_show(tmp_path: Path) -> N
         sorted((o for p in run for o in p.outcomes), key=lambda o: (o.threat, o.problem_id)) for run in (parts, again)
     ]
     assert both[0] == both[1]
+
+
+def test_a_policy_behind_a_server_does_as_it_does_at_hand(tmp_path: Path) -> None:
+    """The bundled model, served by this very process: scenes are at model size, so both see the same pixels."""
+    policy = Policy.load("bundled")
+    sampling = SamplingConfig(max_new_tokens=48, greedy=True)
+    lock = threading.Lock()
+
+    def serve(handler: Any, body: dict[str, Any]) -> None:
+        content = body["messages"][0]["content"]
+        image = torch.from_numpy(shown_picture(body)).permute(2, 0, 1)
+        problem = Problem("x", content[1]["text"], (image,), "")
+        with lock:
+            asked = SampleRequest(problem, policy.processor.clean_view(problem), 1, 0)
+            ((rollout,),) = sample(policy, [asked], sampling, max_rows=1)
+        length, reason = rollout.token_ids.numel(), rollout.finish_reason
+        answer_with(rollout.text, num_tokens=length, finish_reason=reason)(handler, body)
+
+    threats = with_controls(parse_threats(["gaussian_noise:1", "paraphrase:1"]))
+    with chat_server(otherwise=serve) as server, Grader() as grader:
+        subjects = (PolicySubject(policy, "bundled"), EndpointSubject(Endpoint(server.url, CONFIG)))
+        found = [
+            [outcome for part in Suite(subject, threats, sampling, grader, seed=0).run(SceneProblems("test", 3))
+             for outcome in part.outcomes]
+            for subject in subjects
+        ]  # fmt: skip
+    assert found[0] == found[1] and len(found[0]) == 12
+    assert {outcome.is_correct for outcome in found[0]} == {True, False}
 
 
 def test_white_box_threats_are_refused_by_name() -> None:

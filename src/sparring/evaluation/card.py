@@ -295,6 +295,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if card["corruptions"] is not None:
         lines += ["", *_corruption_lines(card["corruptions"])]
+    lines += [*_family_lines(card["threats"]), *_yes_no_lines(card["threats"])]
     if card["checks"]:
         marks = {True: "passed", False: "**failed**", None: "undecided"}
         lines += ["", *(f"- {c['threat']}, {c['name']}: {marks[c['passed']]}; {c['detail']}" for c in card["checks"])]
@@ -305,6 +306,28 @@ def in_percent(estimate: Mapping[str, float], sign: str = "") -> str:
     """``56.3 [50.6, 61.8]``"""
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _family_lines(threats: Mapping[str, Any]) -> list[str]:
+    """Accuracy by kind of question, if there are several."""
+    families = sorted({family for entry in threats.values() for family in entry["families"]})
+    if len(families) < 2:
+        return []
+    lines = ["", "| threat | " + " | ".join(families) + " |", "|" + "---|" * (len(families) + 1)]
+    for name, entry in threats.items():
+        lines.append("| " + " | ".join([name, *(in_percent(entry["families"][family]) for family in families)]) + " |")
+    return lines
+
+
+def _yes_no_lines(threats: Mapping[str, Any]) -> list[str]:
+    """How the model answers questions whose truth is yes or no, if there are any."""
+    figures = ("precision", "recall", "f1", "yes_ratio")
+    lines = ["", "| yes or no | precision | recall | F1 | says yes | questions |", "|---|---|---|---|---|---|"]
+    asked = {name: entry["yes_no"] for name, entry in threats.items() if entry["yes_no"] is not None}
+    for name, own in asked.items():
+        cells = ["" if own[figure] is None else f"{100 * own[figure]:.1f}" for figure in figures]
+        lines.append("| " + " | ".join([name, *cells, str(own["num"])]) + " |")
+    return lines if asked else []
 
 
 def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
