@@ -18,6 +18,8 @@ from sparring.endpoints import Endpoint, EndpointConfig, EndpointError, _retry_a
 from sparring.errors import UserError
 
 CONFIG = EndpointConfig(model="m", first_wait_seconds=0.01, attempt_seconds=20.0, deadline_seconds=60.0)
+HASTY = replace(CONFIG, first_wait_seconds=1000.0)
+"""The first wait would pass the deadline, however slow the machine is."""
 
 
 def texts(answers: list[dict[str, Any]]) -> list[str]:
@@ -50,7 +52,7 @@ def test_what_may_pass_is_tried_again(fault: Any) -> None:
 def test_an_answer_that_never_ends_is_cut_and_asked_for_again() -> None:
     with chat_server(drip, otherwise=echo) as server:
         found = Endpoint(server.url, replace(CONFIG, attempt_seconds=0.5)).complete_all(payloads(1))
-        assert texts(found) == ["to 0"] and len(server.bodies) == 2
+        assert texts(found) == ["to 0"] and len(server.bodies) >= 2
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,9 @@ def test_an_answer_that_never_ends_is_cut_and_asked_for_again() -> None:
 def test_what_does_not_pass_is_given_up_by_name(fault: Any, said: str) -> None:
     with chat_server(otherwise=fault) as server:
         with pytest.raises(EndpointError, match=said) as caught:
-            Endpoint(server.url, replace(CONFIG, deadline_seconds=0.3)).complete_all(payloads(1))
+            Endpoint(server.url, HASTY).complete_all(payloads(1))
         assert server.url in str(caught.value) and "\n" not in str(caught.value) and "\x00" not in str(caught.value)
-        assert len(server.bodies) >= 2
+        assert len(server.bodies) == 1 and "in 1 attempts within 60 s" in str(caught.value)
 
 
 def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once() -> None:
@@ -77,7 +79,7 @@ def test_nobody_there() -> None:
     with chat_server() as server:
         url = server.url
     with pytest.raises(EndpointError, match="ConnectError"):
-        Endpoint(url, replace(CONFIG, deadline_seconds=0.2)).complete_all(payloads(1))
+        Endpoint(url, HASTY).complete_all(payloads(1))
 
 
 def test_what_will_not_pass_ends_at_once_and_keeps_what_came(tmp_path: Path) -> None:
