@@ -29,7 +29,7 @@ def test_before_and_after_fit_into_80_columns() -> None:
     (row,) = (line for line in lines if "attacked" in line)
     assert row.split()[0] == "attacked"
     assert "50.4 (40.4-60.4)" in row and "-10.4 (-20.4 to +10.4)" in row and "64 → 64" in row
-    assert "…" in shown(70), "the check above would see a cut"
+    assert "…" in shown(50), "the check above would see a cut"
 
 
 WIDE = {"value": -0.1044, "low": -0.2044, "high": -0.1044}
@@ -63,7 +63,9 @@ def test_a_card_fits_into_80_columns() -> None:
     shown = printed(card_tables(card("1", "2", "3", "4", "5")))
     assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
     assert "-10.4 (-20.4--10.4)" in shown and "-10.4 (-20.4 to -10.4)" in shown
-    assert "jpeg_compression:3\n" not in shown and shown.count("jpeg_compression") == 2, "by severity, and joined"
+    # In the table by severity alone, and under its own name.
+    rows = [line.split()[0] for line in shown.splitlines() if line.strip()]
+    assert rows.count("jpeg_compression") == 1 and "jpeg_compression:3" not in rows
     single = printed(card_tables(card("3")))
     assert "by severity" not in single and "jpeg_compression:3" in single
     assert printed(card_tables(card("3") | {"corruptions": None})) == single

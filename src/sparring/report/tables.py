@@ -102,7 +102,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
         is_name = name == columns[0]
-        table.add_column(name, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+        if is_name:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
