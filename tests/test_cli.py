@@ -16,6 +16,7 @@ from sparring.configs import undocumented_fields
 from sparring.models.families import bundled_path
 from sparring.recipes import OTHER_RECIPES
 from sparring.recipes.attack_sweep import AttackSweepConfig
+from sparring.recipes.comparing import ComparisonConfig
 from sparring.recipes.corruptions_sheet import CorruptionsConfig
 from sparring.recipes.run import PRESETS, RunConfig
 from sparring.recipes.scenes_sheet import ScenesConfig
@@ -57,7 +58,17 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["train", "--model.path", "nowhere"], ["nowhere"]),
         (["train", "--method.loss.clip-low", "7"], ["clip_low=7", "[0, 1]"]),
         (["eval", "nowhere"], ["nowhere"]),
-        (["eval", "--evaluation.threats", "cleen"], ["threats", "cleen"]),
+        (["eval", "--threats", "cleen"], ["--threats", "'cleen'", "did you mean clean?"]),
+        (["eval", "--data", "scenes:tset"], ["scenes:test"]),
+        (["eval", "--resume", "nowhere"], ["--resume", "nowhere"]),
+        (["eval", "http://localhost:1/v1"], ["--endpoint.model"]),
+        (
+            ["eval", "http://localhost:1/v1", "--threats", "pgd:4/255", "--endpoint.model", "m"],
+            ["pgd:4/255", "weights"],
+        ),
+        (["eval", "http://localhost:1/v1", "--endpoint.model", "m", "--endpoint.api-key-env", "NO_KEY"], ["NO_KEY"]),
+        (["compare", "runs/x"], ["sparring compare A B"]),
+        (["compare", "nowhere", "nowhere"], ["nowhere"]),
         (["data", "books"], ["sparring data scenes", "sparring data corruptions"]),
         (["data", "corruptions", "--set", "rain"], ["set='rain'", "imagenet-c", "roma-unseen"]),
         (["data", "corruptions", "--side", "8"], ["side=8", ">= 32"]),
@@ -91,7 +102,9 @@ def test_corruptions_are_drawn_from_a_scene_or_a_picture(tmp_path: Path, capsys:
     assert sheet.size == (6 * 66 + 6, 3 * (20 + 22) + 6) and sheet.getpixel((6, 22)) == (77, 77, 77)
 
 
-@pytest.mark.parametrize("cls", [RunConfig, AttackSweepConfig, CorruptionsConfig, ScenesConfig, TestingConfig])
+@pytest.mark.parametrize(
+    "cls", [RunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig]
+)
 def test_every_setting_is_explained(cls: type) -> None:
     assert undocumented_fields(cls) == []
 
@@ -164,10 +177,37 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(tmp_path: Path, capsys: 
     assert "another version of its model" in error and error.count("\n") == 1
 
 
-def test_eval_attack_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "eval"
-    assert main(["eval", "--evaluation.num-problems", "6", "--split", "ood", "--out", str(out)]) == 0
-    assert set(json.loads((out / "summary.json").read_text())) == {"clean", "noisy", "attacked", "blank"}
+def test_eval_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    few = ["--num-problems", "6", "--data", "scenes:ood", "--gallery", "1"]
+    assert main(["eval", *few, "--threats", "gaussian_noise", "typos:2", "--out", str(first)]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("Accuracy (%) by severity", "typos:2", "blank", "worst: gaussian_noise", str(first / "card.json")):
+        assert expected in shown
+    assert set(json.loads((first / "card.json").read_text())["threats"]) > {"clean", "blank", "gaussian_noise:5"}
+    assert main(["eval", "bundled", *few, "--threats", "typos:2", "pgd:4/255", "--attack.num-steps", "2",
+                 "--attack.num-checked", "0", "--out", str(second)]) == 0  # fmt: skip
+    assert main(["eval", "--resume", str(second)]) == 0
+    capsys.readouterr()
+    out = tmp_path / "new" / "comparison.json"
+    assert main(["compare", str(first), str(second), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "only in B: pgd:4/255" in shown and "typos:2" in shown
+    threats = json.loads(out.read_text())["threats"]
+    assert set(threats) == {"clean", "blank", "typos:2"}
+    assert threats["clean"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same model"
+
+
+def test_help_names_every_threat(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for expected in ("imagenet-c", "roma-unseen", "jpeg_chain", "misleading_hint", "pgd-l2", "--endpoint.model"):
+        assert expected in text
+
+
+def test_attack_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep.json"
     few = ["--num-problems", "4", "--num-samples", "2", "--step-sizes", "0.008", "--token-groups", "middle"]
     assert main(["attack", *few, "--out", str(sweep)]) == 0

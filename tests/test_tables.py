@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from sparring.report.tables import before_after_table, summary_table, sweep_table
+from sparring.report.tables import before_after_table, card_lines, card_tables, comparison_table, sweep_table
 
 THREATS = ("clean", "noisy", "attacked", "blank")
 
@@ -27,16 +29,67 @@ def test_before_and_after_fit_into_80_columns() -> None:
     (row,) = (line for line in lines if "attacked" in line)
     assert row.split()[0] == "attacked"
     assert "50.4 (40.4-60.4)" in row and "-10.4 (-20.4 to +10.4)" in row and "64 → 64" in row
-    assert "…" in shown(70), "the check above would see a cut"
+    assert "…" in shown(50), "the check above would see a cut"
 
 
-def test_one_model_fits_into_80_columns() -> None:
-    metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "length": 100.0, "well_formed": 1.0}
-    families = {f"accuracy/{family}": 1.0 for family in ("attribute", "counting", "relation")}
-    console = Console(width=80, file=io.StringIO())
-    console.print(summary_table(dict.fromkeys(THREATS, metrics | families), "Accuracy (%)"))
-    shown = console.file.getvalue()
-    assert "…" not in shown and "50.0 (40.0-60.0)" in shown and "well-formed" in shown
+WIDE = {"value": -0.1044, "low": -0.2044, "high": -0.1044}
+
+
+def card(*severities: str) -> dict[str, Any]:
+    entry = {"kind": "text", "accuracy": WIDE, "drop": WIDE, "right_to_wrong": 0.2044, "wrong_to_right": 0.1044}
+    names = ("clean", "misleading_hint:2+jpeg_compression:3", "random_sign:16/255")
+    by_name = {"jpeg_compression": {"severities": dict.fromkeys(severities, WIDE), "mean": WIDE}}
+    mce = {"value": 1.25, "relative": None, "reference": "bundled", "notes": ["relative mCE undefined: fog"]}
+    worst = {"threat": "fog:5", "accuracy": WIDE}
+    checks = [
+        {"threat": "pgd:4/255", "name": name, "passed": ok, "detail": "why"} for name, ok in (("a", False), ("b", True))
+    ]
+    return {
+        "data": {"num_problems": 300},
+        "threats": {name: dict(entry) for name in names} | {"jpeg_compression:3": entry | {"kind": "corruption"}},
+        "corruptions": {"by_name": by_name, "mean": WIDE, "worst": worst, "sets": {"noise": WIDE}, "mce": mce},
+        "checks": checks,
+    }
+
+
+def printed(tables: list[Table], width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_card_fits_into_80_columns() -> None:
+    shown = printed(card_tables(card("1", "2", "3", "4", "5")))
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert "-10.4 (-20.4--10.4)" in shown and "-10.4 (-20.4 to -10.4)" in shown
+    # In the table by severity alone, and under its own name.
+    rows = [line.split()[0] for line in shown.splitlines() if line.strip()]
+    assert rows.count("jpeg_compression") == 1 and "jpeg_compression:3" not in rows
+    single = printed(card_tables(card("3")))
+    assert "by severity" not in single and "jpeg_compression:3" in single
+    assert printed(card_tables(card("3") | {"corruptions": None})) == single
+
+
+def test_what_a_card_says_in_one_figure() -> None:
+    assert card_lines(card("3")) == [
+        "mean over corruptions: -10.4 (-20.4--10.4)",
+        "worst: fog:5, -10.4 (-20.4--10.4)",
+        "noise: -10.4 (-20.4--10.4)",
+        "mCE: 125.0, relative mCE: undefined (bundled = 100)",
+        "relative mCE undefined: fog",
+        "check failed: pgd:4/255, a: why",
+    ]
+    assert card_lines({"corruptions": None, "checks": []}) == []
+
+
+def test_a_comparison_fits_into_80_columns() -> None:
+    tested = {"a": WIDE, "b": WIDE, "difference": WIDE}
+    entry = tested | {"mcnemar": {"only_a": 123, "only_b": 100, "p": 0.0, "p_holm": 0.1234}}
+    threats = {"misleading_hint:2+jpeg_compression:3": entry, "fog:1": tested | {"mcnemar": None}}
+    shown = printed([comparison_table({"num_problems": 300, "threats": threats})])
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert "123" in shown and "0.123" in shown and "-10.4 (-20.4 to -10.4)" in shown
 
 
 def test_a_sweep_fits_into_80_columns() -> None:

@@ -27,7 +27,8 @@ Fine-tune a vision-language model by reinforcement learning against an opponent,
 
 commands:
   train [PRESET]    train, then test before against after (default preset: saei)
-  eval [MODEL]      test a model on clean, noisy, attacked and blank pictures
+  eval [MODEL]      test a model, or an endpoint, under corruptions, edits and attacks
+  compare A B       compare two tests of the same problems
   attack [MODEL]    compare strengths of SaEI's entropy attack
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
@@ -53,7 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"sparring {__version__}")
         return 0
-    commands = {"train": _train, "eval": _eval, "attack": _attack, "data": _data, "study": _study, "report": _report}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "compare": _compare,
+        "attack": _attack,
+        "data": _data,
+        "study": _study,
+        "report": _report,
+    }
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         fail("sparring", f"unknown command {name!r}; use one of {', '.join(commands)}")
@@ -106,17 +115,17 @@ def _train(arguments: list[str]) -> int:
 def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     """Test, train, test the best validated step, and say where everything lies."""
     from sparring import distributed
-    from sparring.evaluation.suite import changes, summary
+    from sparring.evaluation.suite import changes, read_outcomes, summary
     from sparring.recipes import run as recipe
     from sparring.report.progress import TrainingProgress
     from sparring.report.tables import before_after_table
 
     console = _console(config.model)
     progress = TrainingProgress(console, config.steps)
-    with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(folder):
+    with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(f"sparring train --resume {folder}"):
         console.print(f"[bold]{config.method.name}[/] on {config.model.path}, {config.steps} steps, in {folder}")
         tested = folder / "test-before.jsonl"
-        before = recipe.read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
+        before = read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():
             console.print(f"going on after step {run.trainer.num_done}")
         progress.start_at(run.trainer.num_done)
@@ -148,9 +157,9 @@ def _print_page(folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _hint_at(folder: Path) -> Iterator[None]:
+def _hint_at(command: str) -> Iterator[None]:
     """Say how to go on if the run is broken off; what it has done is in its folder."""
-    hint = f"go on with: sparring train --resume {folder}"
+    hint = f"go on with: {command}"
     try:
         yield
     except KeyboardInterrupt:
@@ -169,24 +178,65 @@ def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
 
 
 def _eval(arguments: list[str]) -> int:
-    from sparring.evaluation.suite import summary
-    from sparring.recipes.testing import TestingConfig, run_test
+    from sparring.evaluation.threats import describe_threats
+    from sparring.recipes import testing as recipe
     from sparring.report.progress import TestingProgress
-    from sparring.report.tables import summary_table
+    from sparring.report.tables import card_lines, card_tables
 
     prog = "sparring eval"
+    arguments, resumed = _take_option(arguments, "--resume", prog)
     arguments, model = _take_model(arguments)
-    config = parse(TestingConfig(), arguments, prog=f"{prog} [MODEL]", description="Test a model on held-out scenes.")
+    if resumed is not None:
+        require_path(resumed / recipe.CONFIG, prog=prog, option="--resume")
+        arguments = ["--config", str(resumed / recipe.CONFIG), *arguments]
+    config = parse(
+        recipe.TestingConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="Test a model, a folder or the address of an OpenAI-compatible endpoint, under threats. --resume "
+        f"FOLDER goes on with a stopped test.\n\n{describe_threats()}",
+    )
     config = replace(config, model=replace(config.model, path=model or config.model.path))
     console = _console(config.model)
-    total = config.evaluation.num_problems * len(config.evaluation.threats)
-    with TestingProgress(console, "testing", total) as progress:
-        outcomes = run_test(config, progress.advance)
-    title = f"Accuracy (%) on {config.evaluation.num_problems} problems of {config.split}, greedy, with 95 % intervals"
-    console.print(f"model: {config.model.path}", soft_wrap=True)
-    console.print(summary_table(summary(outcomes), title))
+    test = recipe.open_test(replace(config, out=resumed or config.out))
+    console.print(f"model: {config.model.path}, in {test.folder}", soft_wrap=True)
+    with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {test.folder}"):
+        card = test.run(progress.show)
+    for table in card_tables(card):
+        console.print(table)
+    for line in card_lines(card):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"card:  {test.folder / recipe.CARD}", soft_wrap=True)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from sparring.evaluation.comparison import compare, read_tested
+    from sparring.recipes.comparing import ComparisonConfig, write_comparison
+    from sparring.report.tables import comparison_table
+
+    prog = "sparring compare"
+    arguments, first = _take_model(arguments)
+    arguments, second = _take_model(arguments)
+    config = parse(
+        ComparisonConfig(),
+        arguments,
+        prog=f"{prog} A B",
+        description="Compare two tests of the same problems, B - A: folders of sparring eval or train, or files of "
+        "outcomes (of a training run that is test-after.jsonl; name test-before.jsonl for the other).",
+    )
+    if first is None or second is None:
+        fail(prog, "name two: sparring compare A B, folders of sparring eval or train, or files of outcomes")
+    comparison = compare(read_tested(first), read_tested(second))
+    console = Console()
+    console.print(f"A: {comparison['a']}\nB: {comparison['b']}", soft_wrap=True, markup=False)
+    console.print(comparison_table(comparison))
+    for side in ("a", "b"):
+        if comparison[f"only_{side}"]:
+            console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)
     if config.out is not None:
-        console.print(f"outcomes: {config.out}")
+        write_comparison(comparison, config.out)
+        console.print(f"as JSON: {config.out}", soft_wrap=True)
     return 0
 
 

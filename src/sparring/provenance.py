@@ -79,18 +79,26 @@ def new_run_folder(base: str | Path, name: str) -> Path:
             return folder
 
 
-def append_jsonl(path: str | Path, record: Mapping[str, Any], *, is_synced: bool = False) -> None:
-    """Append one record as a line; ``is_synced`` waits until the disk has it.
+def append_jsonl(path: str | Path, *records: Mapping[str, Any], is_synced: bool = False) -> None:
+    """Append records, each as a line, in one write; ``is_synced`` waits until the disk has them.
 
     If an earlier write was cut off in the middle of a line, that fragment is removed first, so the file stays readable.
     One process at a time writes to a file. Floats that are not finite are written as ``NaN`` and ``Infinity``.
     """
-    line = json.dumps(dict(record), ensure_ascii=False).encode() + b"\n"
+    lines = b"".join(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n" for record in records)
     with open(path, "a+b") as file:
-        file.write(_mended(file, path) + line)
+        file.write(_mended(file, path) + lines)
         file.flush()
         if is_synced:
             os.fsync(file.fileno())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file; one that is there is replaced in one go, or kept."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -1,11 +1,19 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.evaluation.statistics import bootstrap_mean, paired_bootstrap_difference, wilson_interval
+from sparring.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_scores,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap_difference,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_of_eight_in_ten():
@@ -141,3 +149,46 @@ def test_matrices_must_be_complete(matrix):
 def test_level_is_a_probability(level):
     with pytest.raises(ValueError, match="level must be in"):
         bootstrap_mean(np.ones((1, 2)), seed=0, level=level)
+
+
+def test_scores_between_zero_and_one_have_the_interval_of_a_coin() -> None:
+    # Three problems of which 1/2, 1 and 0 of the samples are right: as many as 1.5 of 3.
+    found = wilson_interval(1.5, 3)
+    assert found.value == 0.5 and wilson_interval(1, 3).low < found.low < wilson_interval(2, 3).low
+
+
+def test_the_fast_bootstrap_is_the_slow_one() -> None:
+    scores = np.random.default_rng(0).choice([-1.0, 0.0, 0.5, 1.0], size=80)
+    fast, slow = bootstrap_scores(scores, seed=0), bootstrap_mean(scores[None], seed=1)
+    assert math.isclose(fast.value, slow.value)
+    # Standard error of the mean: 0.75 / sqrt(80) = 0.08; a quantile of 10 000 resamples is right to about 0.003.
+    assert abs(fast.low - slow.low) < 0.02 and abs(fast.high - slow.high) < 0.02
+    assert bootstrap_scores(scores, seed=0) == fast
+    assert vars(bootstrap_scores([0.5, 0.5], seed=0)) == {"value": 0.5, "low": 0.5, "high": 0.5}
+    for bad in ([], [math.nan]):
+        with pytest.raises(ValueError):
+            bootstrap_scores(bad, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    # 2 (1 + 8 + 28) / 2^8; 2 / 2^5; one each way, and nothing, prove nothing.
+    [(6, 2, 74 / 256), (5, 0, 2 / 32), (0, 5, 2 / 32), (1, 1, 1.0), (0, 0, 1.0)],
+)
+def test_mcnemar_by_hand(gained: int, lost: int, p: float) -> None:
+    assert math.isclose(mcnemar_exact(gained, lost), p)
+
+
+def test_mcnemar_of_many() -> None:
+    # 5000 discordant pairs, 2^5000 ways: exact integers to the end. Normal approximation: z = 100 / sqrt(5000) = 1.414.
+    assert math.isclose(mcnemar_exact(2550, 2450), 0.1615, abs_tol=1e-3)
+    with pytest.raises(ValueError, match="num_lost=-1"):
+        mcnemar_exact(1, -1)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.5, times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.5.
+    assert np.allclose(holm([0.03, 0.01, 0.5, 0.02]), [0.06, 0.04, 0.5, 0.06])
+    # Never falling: 0.04 * 2 = 0.08 lifts 0.05 * 1.
+    assert np.allclose(holm([0.05, 0.04]), [0.08, 0.08])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []

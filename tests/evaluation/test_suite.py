@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, changes, evaluate, probe, summary
-from sparring.evaluation.threats import THREATS, Threat, ThreatConfig
+from sparring.errors import UserError
+from sparring.evaluation.subjects import PolicySubject
+from sparring.evaluation.suite import (
+    EvaluationConfig,
+    Outcome,
+    Suite,
+    accuracy,
+    changes,
+    evaluate,
+    probe,
+    read_outcomes,
+    summary,
+    write_outcomes,
+)
+from sparring.evaluation.threats import TRAINING_TEST, ThreatConfig, parse_threats
 from sparring.models.policy import Policy
-from sparring.recipes.run import write_outcomes
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed
@@ -38,7 +51,7 @@ def evaluated(policy: Policy, problems: list[Problem], *, seed: int = 0, **setti
     return evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=seed)
 
 
-def of(outcomes: list[Outcome], threat: Threat) -> list[Outcome]:
+def of(outcomes: list[Outcome], threat: str) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.threat == threat]
 
 
@@ -64,7 +77,7 @@ def test_one_outcome_per_problem_and_threat(policy: Policy) -> None:
     problems = some_problems()
     outcomes = evaluated(policy, problems)
     assert len(outcomes) == 4 * 8
-    for threat in THREATS:
+    for threat in TRAINING_TEST:
         assert [outcome.problem_id for outcome in of(outcomes, threat)] == [problem.id for problem in problems]
     texts = greedy_texts(policy, problems)
     assert [outcome.text for outcome in of(outcomes, "clean")] == texts
@@ -108,6 +121,74 @@ def test_attacked_never_scores_above_clean(policy: Policy) -> None:
     assert fallen, "an attack of 16 levels on a random model turns some answer over"
     # Without the clean threat in the list the attack is the same.
     assert of(evaluated(policy, problems, threats=("attacked",)), "attacked") == attacked
+
+
+def suite_of(policy: Policy, threats: list[str], *, seed: int = 0, **settings: Any) -> Suite:
+    sampling = settings.pop("sampling", replace(SAMPLING, greedy=True))
+    chosen = parse_threats(threats)
+    return Suite(PolicySubject(policy, "tiny"), chosen, sampling, ParityGrader(), seed, **settings)
+
+
+def outcomes_of(suite: Suite, problems: list[Problem], **arguments: Any) -> list[Outcome]:
+    found = [outcome for part in suite.run(problems, **arguments) for outcome in part.outcomes]
+    return sorted(found, key=lambda outcome: (outcome.threat, outcome.problem_id, outcome.sample))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_samples_do_not_depend_on_the_batch(policy: Policy, batch_size: int) -> None:
+    problems = some_problems(5)
+    threats = ["clean", "gaussian_noise:5", "typos:5"]
+    settings = {"sampling": SAMPLING, "num_samples": 3}
+    whole = outcomes_of(suite_of(policy, threats, **settings), problems)
+    assert outcomes_of(suite_of(policy, threats, batch_size=batch_size, **settings), problems) == whole
+    assert [outcome.sample for outcome in whole] == [0, 1, 2] * 15
+    texts = {(o.threat, o.problem_id, o.sample): o.text for o in whole}
+    assert len({texts["clean", problems[0].id, k] for k in range(3)}) > 1, "three draws"
+    other = outcomes_of(suite_of(policy, threats, seed=1, **settings), problems)
+    assert [o.text for o in of(other, "clean")] != [o.text for o in of(whole, "clean")]
+
+
+def test_what_is_done_is_not_done_again(policy: Policy) -> None:
+    problems = some_problems(5)
+    threats = ["clean", "blank", "pgd:16/255"]
+    whole = outcomes_of(suite_of(policy, threats), problems)
+    done = {(problems[n].id, threat) for n, threat in ((0, "clean"), (1, "clean"), (1, "blank"), (2, "pgd:16/255"))}
+    rest = outcomes_of(suite_of(policy, threats), problems, is_done=lambda problem, threat: (problem, threat) in done)
+    assert rest == [outcome for outcome in whole if (outcome.problem_id, outcome.threat) not in done]
+    assert not list(suite_of(policy, threats).run(problems, is_done=lambda problem, threat: True))
+
+
+def test_an_edited_question_is_what_the_model_reads(policy: Policy) -> None:
+    problems = [replace(p, question="How many yellow circles are there?") for p in some_problems(4)]
+    suite = suite_of(policy, ["clean", "typos:5"])
+    by_hand = evaluated(policy, [replace(p, question=g.problem.question) for p, g in zip(
+        problems, suite.respond(problems, parse_threats(["typos:5"])[0], {}), strict=True
+    )], threats=("clean",))  # fmt: skip
+    found = outcomes_of(suite, problems)
+    assert {o.problem_id: o.text for o in of(found, "typos:5")} == {o.problem_id: o.text for o in by_hand}
+    assert [o.text for o in of(found, "typos:5")] != [o.text for o in of(found, "clean")]
+
+
+def test_an_attack_has_a_record_for_each_problem(policy: Policy) -> None:
+    problems = some_problems(6)
+    (part,) = suite_of(policy, ["random_sign:16/255"]).run(problems)
+    assert [record.problem_id for record in part.attacks] == [problem.id for problem in problems]
+    assert [record.is_right for record in part.attacks] == [outcome.is_correct for outcome in part.outcomes]
+    (clean,) = suite_of(policy, ["clean"]).run(problems)
+    assert clean.attacks == []
+
+
+@pytest.mark.parametrize(
+    ("threats", "settings", "said"),
+    [
+        (["pgd:4/255"], {"sampling": SAMPLING}, "attacks the greedy response"),
+        (["transfer:4/255"], {}, "--attack.surrogate"),
+        (["clean"], {"num_samples": 2}, "num_samples=2"),
+    ],
+)
+def test_what_a_suite_cannot_do_is_named(policy: Policy, threats: list[str], settings: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        suite_of(policy, threats, **settings)
 
 
 class HopelessGrader(ParityGrader):
@@ -154,7 +235,7 @@ def test_a_probe_by_hand(policy: Policy) -> None:
     assert found == probe(policy, problems, SAMPLING, ParityGrader(), seed=5, num_samples=2)
 
 
-def outcome(number: int, is_correct: bool, *, threat: Threat = "clean", family: str = "counting") -> Outcome:
+def outcome(number: int, is_correct: bool, *, threat: str = "clean", family: str = "counting") -> Outcome:
     return Outcome(
         problem_id=f"p{number}",
         family=family,
@@ -184,14 +265,24 @@ def test_summary_by_hand() -> None:
 
 
 def test_outcomes_survive_the_disk(tmp_path: Path) -> None:
-    outcomes = [outcome(n, n < 2, threat=threat) for threat in THREATS for n in range(3)]
+    outcomes = [outcome(n, n < 2, threat=threat) for threat in TRAINING_TEST for n in range(3)]
     write_outcomes(tmp_path / "outcomes.jsonl", outcomes)
-    lines = (tmp_path / "outcomes.jsonl").read_text().splitlines()
-    assert [Outcome(**json.loads(line)) for line in lines] == outcomes
+    assert read_outcomes(tmp_path / "outcomes.jsonl") == outcomes
     assert [path.name for path in tmp_path.iterdir()] == ["outcomes.jsonl"]
 
 
-@pytest.mark.parametrize("settings", [{"num_problems": 0}, {"batch_size": 0}, {"threats": ()}])
+def test_outcomes_of_older_versions_are_read_and_others_are_named(tmp_path: Path) -> None:
+    record = vars(outcome(1, True))
+    old = {k: v for k, v in record.items() if k not in ("sample", "finish_reason", "answer", "truth")}
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text(json.dumps(old) + "\n")
+    assert read_outcomes(path) == [outcome(1, True)]
+    path.write_text(json.dumps(old) + "\n" + json.dumps(record | {"colour": 1}) + "\n")
+    with pytest.raises(UserError, match="line 2: not an outcome"):
+        read_outcomes(path)
+
+
+@pytest.mark.parametrize("settings", [{"num_problems": 0}, {"batch_size": 0}, {"threats": ()}, {"threats": ("cleen",)}])
 def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         EvaluationConfig(**settings)

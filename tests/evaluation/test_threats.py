@@ -1,169 +1,170 @@
-"""What each threat does to the pixels, and what it depends on."""
+"""Threats: names that are read back, sets that unfold, draws that hang on problem and seed alone."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sparring.evaluation.threats import THREATS, Threat, ThreatConfig, threatened_views
-from sparring.models.policy import Policy
-from sparring.perturb.attack import random_sign
-from sparring.perturb.space import Linf
-from sparring.scoring import score
-from sparring.seeding import generator
-from sparring.types import Group, View
-from tiny_models import tiny_group
+from sparring.errors import UserError
+from sparring.evaluation.threats import (
+    BLANK,
+    CLEAN,
+    TRAINING_TEST,
+    Threat,
+    ThreatConfig,
+    corrupted,
+    describe_threats,
+    edited,
+    parse_threats,
+    with_controls,
+)
+from sparring.perturb.corruptions import CORRUPTION_SETS, CORRUPTIONS
+from sparring.perturb.space import L2, Linf
+from sparring.perturb.text import TEXT_PERTURBATIONS
+from sparring.types import Problem, View
+from tiny_models import tiny_problem
 
-TEMPERATURE = 0.9
+
+def names(*written: str) -> list[str]:
+    return [threat.name for threat in parse_threats(written)]
 
 
-@pytest.fixture
-def policy(tiny_folders: dict[str, Path]) -> Policy:
-    return Policy.load(tiny_folders["qwen3_vl"])
+def grey(name: str = "a") -> tuple[Problem, View]:
+    """A picture so far from black and white that noise is hardly ever cut off."""
+    return replace(tiny_problem(0), id=name), View("clean", (torch.full((3, 64, 64), 128 / 255),))
 
 
-def some_groups() -> list[Group]:
-    """One response each, one picture but for one group."""
-    return [
-        tiny_group(0, (7,)),
-        tiny_group(10, (5,), sizes=((8, 8), (16, 40)), question="Which of the two is larger?"),
-        tiny_group(20, (9,), sizes=((24, 24),)),
+def shown(threat: Threat, name: str = "a", seed: int = 0) -> Tensor:
+    return corrupted(*grey(name), threat, seed=seed).images[0]
+
+
+def parsed(name: str, **strength: Any) -> Threat:
+    (threat,) = parse_threats([name], ThreatConfig(**strength))
+    return threat
+
+
+def test_names_are_canonical_and_read_back() -> None:
+    assert names("pgd:4/255", "pgd:0.0156862745098", "pgd:8/510") == ["pgd:4/255"]
+    assert names("pgd:8/255", "pgd-l2:2.0", "random_sign:0.5/255", "entropy:1/255", "transfer:4/255") == [
+        "pgd:8/255", "pgd-l2:2", "random_sign:0.5/255", "entropy:1/255", "transfer:4/255",
+    ]  # fmt: skip
+    everything = parse_threats(["clean", "blank", *CORRUPTION_SETS, *TEXT_PERTURBATIONS, "typos+fog", "pgd:0.0123"])
+    assert parse_threats([threat.name for threat in everything]) == everything
+    assert len({threat.name for threat in everything}) == len(everything)
+    for threat in everything:
+        assert json.loads(json.dumps(threat.describe())) == threat.describe()
+
+
+def test_open_severities_and_sets_unfold_and_repeat_nothing() -> None:
+    assert names("fog") == [f"fog:{s}" for s in range(1, 6)]
+    assert names("fog:3", "fog") == ["fog:3", "fog:1", "fog:2", "fog:4", "fog:5"]
+    members = CORRUPTION_SETS["imagenet-c"].members
+    assert names("imagenet-c") == [f"{c}:{s}" for c, s in members] and len(members) == 75
+    assert names("imagenet-c:3", "noise:3") == [f"{c}:3" for c, s in members if s == 3]
+    assert names("typos:2+fog:1") == ["typos:2+fog:1"] == names("fog:1+typos:2")
+    assert names("misleading_hint+noise:1") == [
+        f"misleading_hint:{s}+{c}:1" for s in (1, 2) for c in ("gaussian_noise", "shot_noise", "impulse_noise")
     ]
 
 
-def grey_group(name: str) -> Group:
-    """A picture so far from black and white that noise is hardly ever cut off."""
-    group = tiny_group(0, (3,))
-    image = torch.full((3, 64, 64), 128 / 255)
-    return replace(group, problem=replace(group.problem, id=name), views={"clean": View("clean", (image,))})
+def test_what_a_threat_is() -> None:
+    kinds = {name: parsed(name).kind for name in ("clean", "blank", "fog:1", "typos:1", "typos:1+fog:1", "pgd:0.1")}
+    assert list(kinds.values()) == ["control", "control", "corruption", "text", "joint", "attack"]
+    assert parsed("pgd:4/255").budget == Linf(4 / 255) and parsed("pgd-l2:2").budget == L2(2.0)
+    assert parsed("pgd-l2:2").describe()["budget"] == {"norm": "l2", "radius": 2.0}
+    assert parsed("noisy", noise_sigma=0.2).describe()["corruption"] == "gaussian_noise"
+    assert parsed("attacked", attack_radius=0.1).budget == Linf(0.1)
+    assert [threat.name for threat in parse_threats(TRAINING_TEST, ThreatConfig())] == list(TRAINING_TEST)
 
 
-def views_of(policy: Policy, groups: list[Group], threat: Threat, *, seed: int = 0, **strength: Any) -> list[View]:
-    return threatened_views(
-        policy, groups, threat, ThreatConfig(**strength), seed=seed, temperature=TEMPERATURE, token_budget=10_000
-    )
+def test_controls_come_first() -> None:
+    fog = parsed("fog:1")
+    assert with_controls([fog]) == with_controls([BLANK, fog, CLEAN]) == (CLEAN, BLANK, fog)
 
 
-def pixels(views: list[View]) -> list[Tensor]:
-    return [image for view in views for image in view.images]
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gausian_noise:3", "did you mean gaussian_noise:3?"),
+        ("imagenet", "did you mean imagenet-c?"),
+        ("typo", "did you mean typos?"),
+        ("zzz", "--help"),
+        ("", "unknown threat ''"),
+        ("noisy", "unknown threat 'noisy'"),
+        ("fog:6", "'6', not one of its own .1 to 5."),
+        ("fog:0", "1 to 5"),
+        ("fog:1.5", "1 to 5"),
+        ("fog:²", "1 to 5"),
+        ("roma-seen:5", "1 to 3"),
+        ("clean:1", "clean is a control"),
+        ("fog:1+snow:1", "join one edit"),
+        ("typos:1+paraphrase:1", "join one edit"),
+        ("typos:1+pgd:4/255", "join one edit"),
+        ("typos:1+fog:1+snow:1", "join one edit"),
+        ("typos:1+clean", "clean is a control"),
+        ("pgd", "e.g. pgd:4/255"),
+        ("pgd:much", "e.g. pgd:4/255"),
+        ("pgd:4/0", "e.g. pgd:4/255"),
+        ("pgd:4", "e.g. pgd:4/255"),
+        ("pgd:nan", "e.g. pgd:4/255"),
+        ("pgd-l2:-1", "e.g. pgd-l2:2"),
+    ],
+)
+def test_what_means_nothing_is_named_with_what_was_meant(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_threats(["clean", name])
 
 
-def same(first: list[View], second: list[View]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(pixels(first), pixels(second), strict=True))
+def test_help_lists_every_name() -> None:
+    text = describe_threats()
+    listed = [*CORRUPTION_SETS, *TEXT_PERTURBATIONS, *(name for name in CORRUPTIONS if name != "blank"), "pgd-l2"]
+    assert [name for name in listed if name not in text] == []
 
 
-@pytest.mark.parametrize("threat", THREATS)
-def test_every_threat_gives_one_view_per_group_of_the_same_sizes(policy: Policy, threat: Threat) -> None:
-    groups = some_groups()
-    views = views_of(policy, groups, threat)
-    for group, view in zip(groups, views, strict=True):
-        assert [image.shape for image in view.images] == [image.shape for image in group.views["clean"].images]
-        assert json.loads(json.dumps(view.provenance)) == view.provenance
-        for image in view.images:
-            assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
-            torch.testing.assert_close(image * 255, (image * 255).round(), atol=1e-4, rtol=0)
-    assert views_of(policy, [], threat) == []
+def test_a_draw_hangs_on_problem_and_seed_and_grows_with_the_severity() -> None:
+    mild, strong = parsed("gaussian_noise:1"), parsed("gaussian_noise:2")
+    assert torch.equal(shown(mild), shown(mild))
+    for other in (shown(mild, "b"), shown(mild, seed=1), shown(parsed("shot_noise:1"))):
+        assert not torch.equal(other, shown(mild))
+    # The same normal draws, times 0.08 and 0.12; each is rounded by at most half a level.
+    change = (shown(strong) - 128 / 255) - 1.5 * (shown(mild) - 128 / 255)
+    is_whole = (shown(strong) > 0) & (shown(strong) < 1)
+    assert is_whole.float().mean() > 0.99
+    assert change[is_whole].abs().max() <= 2.5 * 0.5 / 255 + 1e-6
 
 
-def test_noise_depends_on_problem_and_seed_alone(policy: Policy) -> None:
-    groups = some_groups()
-    expected = views_of(policy, groups, "noisy")
-    backwards = [view for group in groups[::-1] for view in views_of(policy, [group], "noisy")][::-1]
-    assert same(expected, backwards)
-    other_seed = views_of(policy, groups, "noisy", seed=1)
-    assert not any(torch.equal(x, y) for x, y in zip(pixels(expected), pixels(other_seed), strict=True))
-    first, second = views_of(policy, [grey_group("a"), grey_group("b")], "noisy")
-    assert not torch.equal(first.images[0], second.images[0]), "the same picture, another problem"
+def test_an_edit_changes_the_question_and_nothing_else() -> None:
+    problem = replace(tiny_problem(0), question="How many yellow circles are there beside the green triangle?")
+    threat = parsed("typos:5+fog:1")
+    found = edited(problem, threat, seed=0)
+    assert found.question != problem.question
+    assert replace(found, question=problem.question).__dict__ == problem.__dict__
+    assert edited(problem, threat, seed=0).question == found.question
+    assert edited(replace(problem, id="other"), threat, seed=0).question != found.question
+    assert edited(problem, parsed("fog:1"), seed=0) is problem
 
 
-def test_noise_has_the_given_strength(policy: Policy) -> None:
-    (view,) = views_of(policy, [grey_group("a")], "noisy", noise_sigma=0.1)
-    noise = view.images[0] - 128 / 255
+def test_noise_of_the_training_test_has_the_given_strength() -> None:
+    noise = shown(parsed("noisy", noise_sigma=0.1)) - 128 / 255
     # 12288 values: the standard deviation of their spread is 0.1 / sqrt(2 * 12288) = 0.0006.
     assert math.isclose(float(noise.std()), 0.1, abs_tol=0.004) and abs(float(noise.mean())) < 0.004
-    (view,) = views_of(policy, [grey_group("a")], "noisy", noise_sigma=0.0)
-    assert torch.equal(view.images[0], grey_group("a").views["clean"].images[0])
+    assert torch.equal(shown(parsed("noisy", noise_sigma=0.0)), shown(CLEAN))
 
 
-def test_blank_is_grey(policy: Policy) -> None:
-    for image in pixels(views_of(policy, some_groups(), "blank")):
-        assert torch.equal(image, torch.full_like(image, 128 / 255))
+def test_blank_is_grey_and_clean_is_clean() -> None:
+    problem, view = grey()
+    dark = replace(view, images=(torch.zeros(3, 8, 8),))
+    assert torch.equal(corrupted(problem, dark, BLANK, seed=0).images[0], torch.full((3, 8, 8), 128 / 255))
+    assert corrupted(problem, dark, CLEAN, seed=0) is dark
 
 
-def test_clean_is_clean(policy: Policy) -> None:
-    groups = some_groups()
-    assert views_of(policy, groups, "clean") == [group.views["clean"] for group in groups]
-
-
-@pytest.mark.parametrize(("radius", "num_steps"), [(4 / 255, 5), (3.3 / 255, 2), (0.5, 1)])
-def test_attacked_pictures_keep_to_the_budget(policy: Policy, radius: float, num_steps: int) -> None:
-    groups = some_groups()
-    views = views_of(policy, groups, "attacked", attack_radius=radius, attack_steps=num_steps)
-    clean = [image for group in groups for image in group.views["clean"].images]
-    for image, original in zip(pixels(views), clean, strict=True):
-        assert (image - original).abs().max() <= radius + 1e-6
-        assert (image != original).float().mean() > 0.5
-    assert {view.name for view in views} == {"attacked"}
-
-
-def test_no_radius_is_clean(policy: Policy) -> None:
-    groups = some_groups()
-    assert same(views_of(policy, groups, "attacked", attack_radius=0.0), [group.views["clean"] for group in groups])
-
-
-def likelihoods(policy: Policy, groups: list[Group], views: list[View]) -> Tensor:
-    """(P,) log-likelihood of each group's response on another picture."""
-    shown = [replace(g, views={"clean": replace(v, name="clean")}) for g, v in zip(groups, views, strict=True)]
-    scored = score(policy, shown, view="clean", temperature=TEMPERATURE, token_budget=10_000)
-    lengths = [group.rollouts[0].token_ids.numel() for group in groups]
-    return torch.stack([part.sum() for part in scored.logprobs_T.split(lengths)])
-
-
-def test_the_attack_makes_the_response_unlikely(policy: Policy) -> None:
-    groups = [tiny_group(10 * n, (7,)) for n in range(12)]
-    clean = likelihoods(policy, groups, [group.views["clean"] for group in groups])
-    attacked = likelihoods(policy, groups, views_of(policy, groups, "attacked"))
-    noise = [
-        View("noise", random_sign(g.views["clean"].images, budget=Linf(4 / 255), generator=generator(n)))
-        for n, g in enumerate(groups)
-    ]
-    control = likelihoods(policy, groups, noise)
-    assert (attacked < clean).all()
-    assert (clean - attacked).mean() > 5 * (clean - control).mean().abs()
-    stronger = likelihoods(policy, groups, views_of(policy, groups, "attacked", attack_radius=16 / 255))
-    assert stronger.mean() < attacked.mean()
-
-
-def test_a_picture_does_not_depend_on_what_is_attacked_beside_it(policy: Policy) -> None:
-    groups = some_groups()
-    together = views_of(policy, groups, "attacked", attack_steps=1)
-    alone = [view for group in groups for view in views_of(policy, [group], "attacked", attack_steps=1)]
-    # A gradient within rounding of zero may take either sign.
-    num_other = sum(int((x != y).sum()) for x, y in zip(pixels(together), pixels(alone), strict=True))
-    assert num_other <= 1e-3 * sum(image.numel() for image in pixels(alone))
-
-
-def test_the_attack_leaves_policy_and_pictures_alone(policy: Policy) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
-    groups = some_groups()
-    originals = [image.clone() for group in groups for image in group.views["clean"].images]
-    views_of(policy, groups, "attacked")
-    for name, parameter in policy.module.named_parameters():
-        assert parameter.grad is None and torch.equal(parameter, before[name])
-    clean = [image for group in groups for image in group.views["clean"].images]
-    assert all(torch.equal(x, y) for x, y in zip(originals, clean, strict=True))
-
-
-def test_unknown_threats_and_bad_settings_are_named(policy: Policy) -> None:
-    with pytest.raises(ValueError, match="unknown threat 'rain'"):
-        views_of(policy, some_groups(), "rain")
-    for settings in ({"noise_sigma": 1.5}, {"attack_radius": math.nan}, {"attack_steps": 0}):
-        with pytest.raises(ValueError, match=next(iter(settings))):
-            ThreatConfig(**settings)
+@pytest.mark.parametrize("settings", [{"noise_sigma": 1.5}, {"attack_radius": math.nan}, {"attack_steps": 0}])
+def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ThreatConfig(**settings)

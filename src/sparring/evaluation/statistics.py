@@ -7,7 +7,7 @@ on the same problems in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -23,10 +23,13 @@ class Estimate:
     high: float
 
 
-def wilson_interval(successes: int, num_trials: int, *, level: float = 0.95) -> Estimate:
+def wilson_interval(successes: float, num_trials: int, *, level: float = 0.95) -> Estimate:
     """Wilson's score interval of a proportion; right also near 0 and 1 and for few trials, unlike mean ± 1.96 s.e.
 
-    For independent trials of one model, e.g. one accuracy over distinct problems. Source: E. B. Wilson, JASA 22 (1927).
+    For independent trials of one model, e.g. one accuracy over distinct problems. Trials may also score between 0 and
+    1, as averages over several samples do: then the interval is wider than need be, for no score in [0, 1] of mean p
+    varies more than a coin of chance p. Source: E. B. Wilson, JASA 22 (1927).
+
     Raises ValueError unless 0 <= successes <= num_trials, num_trials >= 1 and 0 < level < 1.
     """
     if num_trials < 1 or not 0 <= successes <= num_trials:
@@ -84,6 +87,51 @@ def paired_bootstrap_difference(
         return float(ours - theirs)
 
     return _percentile(float(ours_SP.mean() - theirs_SP.mean()), resampled_difference, seed, level, num_resamples)
+
+
+def bootstrap_scores(
+    scores_P: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95, num_resamples: int = 10_000
+) -> Estimate:
+    """Mean over problems with a percentile interval from resampling them; of one run, or of differences within one.
+
+    The same interval as :func:`bootstrap_mean` with one run, thousands of times faster where scores take few values:
+    how often each value comes up in a resample is one multinomial draw.
+
+    Raises ValueError for no scores, or scores that are not finite.
+    """
+    scores = _checked(np.asarray(scores_P, dtype=np.float64).reshape(1, -1))[0]
+    tail = _tail(level)
+    values, counts = np.unique(scores, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(scores), counts / len(scores), size=num_resamples)
+    low, high = np.quantile(drawn @ values / len(scores), [tail, 1.0 - tail])
+    return Estimate(float(scores.mean()), float(low), float(high))
+
+
+def mcnemar_exact(num_gained: int, num_lost: int) -> float:
+    """Two-sided p-value that a change on the same problems is luck: McNemar's test in its exact, binomial form.
+
+    Problems that both models get right, or both wrong, say nothing. Of the ``num_gained + num_lost`` others each is
+    under the null hypothesis a fair coin: p = min(1, 2 P(X <= the smaller)), X binomial with chance 1/2. No others: 1.
+    Source: Q. McNemar, Psychometrika 12 (1947). Raises ValueError for negative counts.
+    """
+    if num_gained < 0 or num_lost < 0:
+        raise ValueError(f"num_gained={num_gained} and num_lost={num_lost} must be >= 0")
+    num = num_gained + num_lost
+    smaller = sum(math.comb(num, k) for k in range(min(num_gained, num_lost) + 1))
+    # Integers to the end: 2.0 ** num would overflow.
+    return min(1.0, 2 * smaller / 2**num)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for having been asked together (S. Holm, Scand. J. Statist. 6 (1979)), in the same order.
+
+    The k-th smallest of m (from 0) is multiplied by m - k, capped at 1, and is at least the one before.
+    """
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected
 
 
 def _percentile(

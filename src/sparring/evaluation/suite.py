@@ -1,35 +1,59 @@
-"""Evaluate a policy on problems under threats: one outcome per problem and threat, then tables with intervals.
+"""Test a subject on problems under threats: one outcome per problem, threat and sample; tables with intervals.
 
-Any policy that loads can be evaluated; nothing here knows how it was trained.
+Any policy that loads can be tested, and any endpoint; nothing here knows how a model was trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sparring.errors import UserError
 from sparring.evaluation.statistics import Estimate, paired_bootstrap_difference, wilson_interval
-from sparring.evaluation.threats import THREATS, Threat, ThreatConfig, threatened_views
+from sparring.evaluation.subjects import PolicySubject, Subject
+from sparring.evaluation.threats import (
+    CLEAN,
+    TRAINING_TEST,
+    Threat,
+    ThreatConfig,
+    corrupted,
+    edited,
+    parse_threats,
+)
+from sparring.evaluation.whitebox import (
+    AttackConfig,
+    Attacked,
+    AttackRecord,
+    attack_responses,
+    noise_responses,
+    transfer_responses,
+)
 from sparring.models.policy import Policy
+from sparring.perturb.space import Linf
+from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
+from sparring.rewards.answer import extract_boxed
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Problem, View
+from sparring.types import FinishReason, Group, Metrics, Problem, View
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how."""
+    """What a training run is tested on before and after."""
 
     num_problems: int = 300
     """Held-out problems, >= 1."""
-    threats: tuple[Threat, ...] = THREATS
-    """Which views the model is tested on: clean, noisy, attacked, blank."""
+    threats: tuple[str, ...] = TRAINING_TEST
+    """What the model is put through: clean, noisy, attacked, blank, and whatever sparring eval --threats takes."""
     strength: ThreatConfig = field(default_factory=ThreatConfig)
-    """How strong they are."""
+    """How strong noisy and attacked are."""
     batch_size: int = 100
     """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
 
@@ -39,7 +63,8 @@ class EvaluationConfig:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be >= 1")
         if not self.threats:
-            raise ValueError(f"threats is empty: name at least one of {', '.join(THREATS)}")
+            raise ValueError(f"threats is empty: name at least one, such as {', '.join(TRAINING_TEST)}")
+        parse_threats(self.threats, self.strength)
 
 
 @dataclass(frozen=True)
@@ -48,14 +73,162 @@ class Outcome:
 
     problem_id: str
     family: str
-    threat: Threat
+    threat: str
     is_correct: bool
     is_well_formed: bool
     length: int
-    """Tokens of the response."""
+    """Tokens of the response; 0 if an endpoint does not say."""
     text: str
     reason: str
     """Why the answer was judged as it was."""
+    sample: int = 0
+    """Number of the response to this problem, from 0."""
+    finish_reason: FinishReason = "stop"
+    answer: str = ""
+    """The final answer found in the response; empty if there is none."""
+    truth: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What came of one batch of problems under one threat."""
+
+    threat: Threat
+    outcomes: list[Outcome]
+    attacks: list[AttackRecord]
+    """How the attack went on each problem, if it is one."""
+
+
+def check_possible(threats: Sequence[Threat], *, has_weights: bool, is_greedy: bool, has_surrogate: bool) -> None:
+    """UserError for the first threat that the subject, its decoding or a missing surrogate rules out."""
+    for threat in threats:
+        if threat.attack is None:
+            continue
+        if not has_weights:
+            raise UserError(f"threat {threat.name!r} needs the model's weights, which an endpoint does not give")
+        if not is_greedy:
+            raise UserError(f"threat {threat.name!r} attacks the greedy response: leave out the temperature")
+        if threat.attack == "transfer" and not has_surrogate:
+            raise UserError(f"threat {threat.name!r} is made on another model: name it with --attack.surrogate")
+
+
+@dataclass(eq=False)
+class Suite:
+    """A subject with what it is put through and how it answers."""
+
+    subject: Subject
+    threats: Sequence[Threat]
+    sampling: SamplingConfig
+    """With ``greedy`` the most likely response, else ``num_samples`` draws at the temperature."""
+    grader: Grader
+    seed: int
+    """Of random threats and of draws."""
+    num_samples: int = 1
+    """Responses to each problem under each threat, >= 1; 1 if they are greedy."""
+    batch_size: int = 100
+    """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
+    token_budget: int = 16384
+    """Tokens of a scoring pass."""
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    """Steps, restarts and momentum of attacks; norm, radius and objective are those of the threat."""
+    surrogate: Policy | None = None
+    """The model that ``transfer`` attacks are made on."""
+
+    def __post_init__(self) -> None:
+        check_possible(
+            self.threats,
+            has_weights=self.subject.policy is not None,
+            is_greedy=self.sampling.greedy,
+            has_surrogate=self.surrogate is not None,
+        )
+        if self.num_samples > 1 and self.sampling.greedy:
+            raise UserError(f"num_samples={self.num_samples}: greedy responses are all the same; set a temperature")
+
+    def run(
+        self,
+        problems: Sequence[Problem],
+        num_problems: int | None = None,
+        is_done: Callable[[str, str], bool] = lambda problem_id, threat: False,
+    ) -> Iterator[Part]:
+        """Outcomes as they come.
+
+        Args:
+            num_problems: at most so many, the first; None for all.
+            is_done: whether a problem (by id) needs no test under a threat (by name).
+        """
+        end = len(problems) if num_problems is None else min(num_problems, len(problems))
+        for start in range(0, end, self.batch_size):
+            batch = [problems[i] for i in range(start, min(start + self.batch_size, end))]
+            clean: dict[str, Group] = {}
+            for threat in self.threats:
+                missing = [problem for problem in batch if not is_done(problem.id, threat.name)]
+                if missing:
+                    yield self._part(missing, threat, clean)
+
+    def respond(self, problems: Sequence[Problem], threat: Threat, clean: dict[str, Group]) -> list[Group]:
+        """Each problem as a threat shows it, with graded responses to that.
+
+        Args:
+            clean: responses to clean problems by id, which attacks start from; those that are missing are added.
+        """
+        if threat == CLEAN:
+            return self._clean(problems, clean)
+        if threat.attack is not None:
+            return [attacked.group for attacked in self.attack_groups(self._clean(problems, clean), threat)]
+        shown = [edited(problem, threat, seed=self.seed) for problem in problems]
+        views = [corrupted(p, self.subject.clean_view(p), threat, seed=self.seed) for p in problems]
+        return self._sample(shown, views)
+
+    def attack_groups(self, clean: Sequence[Group], threat: Threat) -> list[Attacked]:
+        """Groups with a clean response after an attack; a problem that was wrong before stays wrong."""
+        policy = self.subject.policy
+        assert policy is not None
+        common: dict[str, Any] = {"seed": self.seed, "name": threat.name, "max_rows": self.batch_size}
+        if threat.attack == "random_sign":
+            config = self.attack_config(threat)
+            return noise_responses(policy, clean, config, self.grader, self.sampling, **common)
+        common["token_budget"] = self.token_budget
+        if threat.attack == "transfer":
+            assert self.surrogate is not None
+            config = self.attack_config(threat)
+            return transfer_responses(policy, self.surrogate, clean, config, self.grader, self.sampling, **common)
+        return attack_responses(policy, clean, self.attack_config(threat), self.grader, self.sampling, **common)
+
+    def attack_config(self, threat: Threat) -> AttackConfig:
+        """The attack that a threat means."""
+        assert threat.budget is not None
+        return replace(
+            self.attack,
+            norm="linf" if isinstance(threat.budget, Linf) else "l2",
+            radius=threat.budget.radius,
+            objective="entropy" if threat.attack == "entropy" else "response",
+        )
+
+    def _part(self, problems: Sequence[Problem], threat: Threat, clean: dict[str, Group]) -> Part:
+        records: list[AttackRecord] = []
+        if threat.attack is None:
+            groups = self.respond(problems, threat, clean)
+        else:
+            attacked = self.attack_groups(self._clean(problems, clean), threat)
+            groups, records = [a.group for a in attacked], [a.record for a in attacked]
+        return Part(threat, [outcome for group in groups for outcome in _outcomes(group, threat)], records)
+
+    def _clean(self, problems: Sequence[Problem], known: dict[str, Group]) -> list[Group]:
+        missing = [problem for problem in problems if problem.id not in known]
+        fresh = self._sample(missing, [self.subject.clean_view(problem) for problem in missing])
+        known.update((group.problem.id, group) for group in fresh)
+        return [known[problem.id] for problem in problems]
+
+    def _sample(self, problems: Sequence[Problem], views: Sequence[View]) -> list[Group]:
+        """Graded responses; each view is stored under its own name. All threats draw with the same random numbers."""
+        requests = [
+            SampleRequest(p, v, self.num_samples, 0 if self.sampling.greedy else derive_seed(self.seed, p.id, "sample"))
+            for p, v in zip(problems, views, strict=True)
+        ]
+        drawn = self.subject.sample(requests, self.sampling, max_rows=self.batch_size)
+        return self.grader.grade_groups(
+            [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
+        )
 
 
 def evaluate(
@@ -69,38 +242,28 @@ def evaluate(
     token_budget: int = 16384,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Greedy responses to each problem under each threat, graded.
-
-    ``attacked`` spends its effort on problems that are right on the clean picture; a problem that was wrong before
-    stays wrong, as in robust accuracy of classifiers.
+    """Greedy responses of a policy to each problem under each threat, graded: the test around a training run.
 
     Args:
         sampling: its temperature and length apply; the choice is greedy whatever it says.
         seed: of random threats.
         on_progress: called with the number of responses finished since the last call.
     """
-    greedy = SamplingConfig(sampling.temperature, sampling.max_new_tokens, greedy=True)
-    report = on_progress or (lambda num: None)
+    suite = Suite(
+        PolicySubject(policy, "policy"),
+        parse_threats(config.threats, config.strength),
+        replace(sampling, greedy=True),
+        grader,
+        seed,
+        batch_size=config.batch_size,
+        token_budget=token_budget,
+        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
+    )
     outcomes: list[Outcome] = []
-    for start in range(0, min(config.num_problems, len(problems)), config.batch_size):
-        stop = min(start + config.batch_size, config.num_problems, len(problems))
-        batch = [problems[i] for i in range(start, stop)]
-        clean_views = [policy.processor.clean_view(problem) for problem in batch]
-        clean = _respond(policy, batch, clean_views, greedy, grader, config.batch_size)
-        for threat in config.threats:
-            if threat == "clean":
-                groups = clean
-            else:
-                exposed = [g for g in clean if threat != "attacked" or _is_correct(g)]
-                views = threatened_views(
-                    policy, exposed, threat, config.strength,
-                    seed=seed, temperature=greedy.temperature, token_budget=token_budget,
-                )  # fmt: skip
-                again = _respond(policy, [g.problem for g in exposed], views, greedy, grader, config.batch_size)
-                fresh = dict(zip((g.problem.id for g in exposed), again, strict=True))
-                groups = [fresh.get(group.problem.id, group) for group in clean]
-            outcomes += [_outcome(group, threat) for group in groups]
-            report(len(batch))
+    for part in suite.run(problems, config.num_problems):
+        outcomes += part.outcomes
+        if on_progress is not None:
+            on_progress(len(part.outcomes))
     return outcomes
 
 
@@ -167,37 +330,42 @@ def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Es
     return result
 
 
-def _respond(
-    policy: Policy,
-    problems: Sequence[Problem],
-    views: Sequence[View],
-    sampling: SamplingConfig,
-    grader: Grader,
-    max_rows: int,
-) -> list[Group]:
-    """One graded greedy response per problem; the view is stored under its own name."""
-    requests = [SampleRequest(p, v, 1, seed=0) for p, v in zip(problems, views, strict=True)]
-    drawn = sample(policy, requests, sampling, max_rows=max_rows)
-    return grader.grade_groups(
-        [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
-    )
+def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
+    found = []
+    for number, rollout in enumerate(group.rollouts):
+        assert rollout.reward is not None
+        outcome = Outcome(
+            problem_id=group.problem.id,
+            family=group.problem.family,
+            threat=threat.name,
+            is_correct=rollout.reward.parts["answer"] == 1.0,
+            is_well_formed=rollout.reward.parts["format"] == 1.0,
+            length=rollout.token_ids.numel(),
+            text=rollout.text,
+            reason=rollout.reward.reasons["answer"],
+            sample=number,
+            finish_reason=rollout.finish_reason,
+            answer=extract_boxed(rollout.text) or "",
+            truth=group.problem.answer,
+        )
+        found.append(outcome)
+    return found
 
 
-def _is_correct(group: Group) -> bool:
-    reward = group.rollouts[0].reward
-    return reward is not None and reward.parts["answer"] == 1.0
+def read_outcomes(path: Path) -> list[Outcome]:
+    """What ``write_outcomes`` wrote, or what was appended as it came.
+
+    Raises UserError, naming file and line, for a line that is no outcome.
+    """
+    outcomes = []
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            outcomes.append(Outcome(**record))
+        except TypeError as error:
+            raise UserError(f"{path}, line {number}: not an outcome of this version ({error})") from error
+    return outcomes
 
 
-def _outcome(group: Group, threat: Threat) -> Outcome:
-    rollout = group.rollouts[0]
-    assert rollout.reward is not None
-    return Outcome(
-        problem_id=group.problem.id,
-        family=group.problem.family,
-        threat=threat,
-        is_correct=_is_correct(group),
-        is_well_formed=rollout.reward.parts["format"] == 1.0,
-        length=rollout.token_ids.numel(),
-        text=rollout.text,
-        reason=rollout.reward.reasons["answer"],
-    )
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """One JSON object per line, in place of what is there."""
+    write_text(path, "".join(json.dumps(vars(outcome), ensure_ascii=False) + "\n" for outcome in outcomes))

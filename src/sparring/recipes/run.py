@@ -16,8 +16,11 @@ from sparring import distributed
 from sparring.checkpoint import CheckpointError, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
+from sparring.data.sources import Source, open_source
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe
+from sparring.evaluation.card import build_card
+from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe, write_outcomes
+from sparring.evaluation.threats import CLEAN, parse_threats
 from sparring.methods import (
     METHODS,
     ClipCovConfig,
@@ -31,8 +34,9 @@ from sparring.methods import (
 )
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy, Precision
+from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.policy_loss import PolicyLossConfig
-from sparring.provenance import append_jsonl, environment, git_state, read_jsonl
+from sparring.provenance import append_jsonl, environment, git_state, read_jsonl, write_text
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -198,11 +202,11 @@ class Run:
         self.grader.close()
 
     def test(self, label: str, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes on the test split, written to ``test-<label>.jsonl``."""
-        problems = SceneProblems("test", self.config.evaluation.num_problems, self.config.data)
+        """Outcomes on the test split, written to ``test-<label>.jsonl``, and their card to ``card-<label>.json``."""
+        source = open_source("scenes", self.config.evaluation.num_problems, self.config.data)
         outcomes = evaluate(
             self.policy,
-            problems,
+            source.problems,
             self.config.evaluation,
             self.config.sampling,
             self.grader,
@@ -211,6 +215,9 @@ class Run:
         )
         if distributed.is_main():
             write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
+            if CLEAN.name in self.config.evaluation.threats:
+                card = test_card(self.config, source, outcomes, name=f"{self.config.method.name}, {label} training")
+                write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
         return outcomes
 
     @property
@@ -286,20 +293,36 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, _provenance(config))
+        append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), "model": fingerprint(config.model.path)})
         write_config(config, folder / CONFIG)
     return Run(config, folder, policy, grader, trainer)
 
 
-def _provenance(config: RunConfig) -> dict[str, Any]:
-    """What a start of a run depends on beside its configuration."""
+def test_card(config: RunConfig, source: Source, outcomes: Sequence[Outcome], *, name: str) -> dict[str, Any]:
+    """The card of the test around a training run; ``name`` is what it calls the model."""
+    threats = parse_threats(config.evaluation.threats, config.evaluation.strength)
+    max_new_tokens = config.sampling.max_new_tokens
+    return build_card(
+        [vars(outcome) for outcome in outcomes],
+        {threat.name: threat.describe() for threat in threats},
+        about={
+            "model": {"name": name, "kind": "policy", "fingerprint": None},
+            "data": source.describe(),
+            "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
+            "seed": config.seed,
+        },
+        sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
+    )
+
+
+def surroundings(seed: int) -> dict[str, Any]:
+    """What a start of a run or test depends on beside its configuration, model and data."""
     package = Path(__file__).parents[1]
     return {
-        "seed": config.seed,
+        "seed": seed,
         "environment": environment(),
         "git": {"package": git_state(package), "directory": git_state(Path.cwd())},
         "scenes": GENERATION,
-        "model": fingerprint(config.model.path),
     }
 
 
@@ -324,15 +347,3 @@ def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("
             raise ConfigError(
                 f"{folder} was begun with another version of its {name}: finish it with that version, or start anew"
             )
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """What ``write_outcomes`` wrote."""
-    return [Outcome(**record) for record in read_jsonl(path)]
-
-
-def write_outcomes(path: Path, outcomes: list[Outcome]) -> None:
-    """One JSON object per line."""
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(vars(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
-    draft.replace(path)

@@ -81,3 +81,7 @@ class TestingProgress(_Bar):
     def advance(self, num: int) -> None:
         """``num`` more responses are done."""
         self.progress.advance(self.task, num)
+
+    def show(self, num_done: int, total: int) -> None:
+        """``num_done`` of ``total`` responses are done."""
+        self.progress.update(self.task, completed=num_done, total=total)

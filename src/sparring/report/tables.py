@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -29,46 +30,104 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tu
     """
     num_problems = int(next(iter(after.values()))["num_problems"])
     title = f"Accuracy (%) on {num_problems} held-out problems, greedy, with 95 % intervals"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("pictures", "before", "after", "change", "tokens"):
-        table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
+    table = _table(title, ("pictures", "before", "after", "change", "tokens"))
     for threat, metrics in after.items():
-        value, low, high = (100 * bound for bound in changes[threat])
-        colour = "green" if low > 0 else "red" if high < 0 else "dim"
-        change = f"[{colour}]{value:+.1f} ({low:+.1f} to {high:+.1f})[/]"
+        change = _change(dict(zip(("value", "low", "high"), changes[threat], strict=True)))
         lengths = f"{before[threat]['length']:.0f} → {metrics['length']:.0f}"
         table.add_row(threat, percent(before[threat]), percent(metrics), change, lengths)
     return table
 
 
-def summary_table(summary: Summary, title: str) -> Table:
-    """One model: accuracy (%) under each threat, each family apart."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    families = [name.removeprefix("accuracy/") for name in next(iter(summary.values())) if name.startswith("accuracy/")]
-    for name in ("pictures", "accuracy", *families, "well-formed", "tokens"):
-        table.add_column(name, justify="left" if name == "pictures" else "right", no_wrap=True)
-    for threat, metrics in summary.items():
-        table.add_row(
-            threat,
-            percent(metrics),
-            *(percent(metrics, f"accuracy/{family}") for family in families),
-            percent(metrics, "well_formed"),
-            f"{metrics['length']:.1f}",
-        )
+def card_tables(card: Mapping[str, Any]) -> list[Table]:
+    """A card: each threat, and where corruptions have several severities, those in a table of their own."""
+    corruptions = card["corruptions"] or {"by_name": {}}
+    is_graded = any(len(own["severities"]) > 1 for own in corruptions["by_name"].values())
+    table = _table(
+        f"Accuracy (%) on {card['data']['num_problems']} problems with 95 % intervals",
+        ("threat", "accuracy", "drop", "→ wrong", "→ right"),
+    )
+    for name, entry in card["threats"].items():
+        if not (is_graded and entry["kind"] == "corruption"):
+            flips = [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right")]
+            drop = "" if name == "clean" else _change(entry["drop"], is_loss=True)
+            table.add_row(name, _interval(entry["accuracy"]), drop, *flips)
+    return [table, _severity_table(corruptions)] if is_graded else [table]
+
+
+def card_lines(card: Mapping[str, Any]) -> list[str]:
+    """What a card says in one figure: means and worst over corruptions, mCE, checks that did not pass."""
+    lines = []
+    corruptions = card["corruptions"]
+    if corruptions is not None:
+        worst = corruptions["worst"]
+        lines.append(f"mean over corruptions: {_interval(corruptions['mean'])}")
+        lines.append(f"worst: {worst['threat']}, {_interval(worst['accuracy'])}")
+        lines += [f"{name}: {_interval(estimate)}" for name, estimate in corruptions["sets"].items()]
+        mce = corruptions["mce"]
+        if mce is not None:
+            figures = [
+                f"{100 * mce[key]:.1f}" if mce[key] is not None else "undefined" for key in ("value", "relative")
+            ]
+            lines.append(f"mCE: {figures[0]}, relative mCE: {figures[1]} ({mce['reference']} = 100)")
+            lines += mce["notes"]
+    for check in card["checks"]:
+        if check["passed"] is False:
+            lines.append(f"check failed: {check['threat']}, {check['name']}: {check['detail']}")
+    return lines
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Two evaluations of the same problems; a difference whose interval holds 0 has no colour."""
+    title = f"Accuracy (%) on {comparison['num_problems']} problems, paired; p: McNemar, corrected (Holm)"
+    table = _table(title, ("threat", "A", "B", "B - A", "only A", "only B", "p"))
+    for name, entry in comparison["threats"].items():
+        test = entry["mcnemar"]
+        counts = ["", "", ""] if test is None else [str(test["only_a"]), str(test["only_b"]), f"{test['p_holm']:.3f}"]
+        accuracies = [f"{100 * entry[side]['value']:.1f}" for side in ("a", "b")]
+        table.add_row(name, *accuracies, _change(entry["difference"]), *counts)
     return table
+
+
+def _severity_table(corruptions: Mapping[str, Any]) -> Table:
+    severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
+    table = _table("Accuracy (%) by severity", ("corruption", *severities, "mean"))
+    for name, own in corruptions["by_name"].items():
+        cells = [f"{100 * own['severities'][s]['value']:.1f}" if s in own["severities"] else "" for s in severities]
+        table.add_row(name, *cells, _interval(own["mean"]))
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """Names on the left, which fold where they are long, numbers on the right."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in columns:
+        is_name = name == columns[0]
+        if is_name:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f}-{high:.1f})"
+
+
+def _change(estimate: Mapping[str, float], *, is_loss: bool = False) -> str:
+    """``+2.3 (-1.0 to +5.6)``, green for a gain, red for a loss, dim where the interval holds 0."""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    up, down = ("red", "green") if is_loss else ("green", "red")
+    colour = up if low > 0 else down if high < 0 else "dim"
+    return f"[{colour}]{value:+.1f} ({low:+.1f} to {high:+.1f})[/]"
 
 
 def sweep_table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Table:
     """Attacks: (name, step size, metrics). Entropies are in nats; "outside" is the clip range of the ratio."""
-    table = Table(
-        title="Entropy attacks, measured on responses sampled on the attacked pictures; shares in %",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+    table = _table(
+        "Entropy attacks, measured on responses sampled on the attacked pictures; shares in %",
+        ("raised", "step", "entropy", "middle", "accuracy", "outside", "<= 0.1", "> 10"),
     )
-    for name in ("raised", "step", "entropy", "middle", "accuracy", "outside", "<= 0.1", "> 10"):
-        table.add_column(name, justify="left" if name == "raised" else "right", no_wrap=True)
     for name, step_size, metrics in rows:
         table.add_row(
             name,

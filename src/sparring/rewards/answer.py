@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from sparring.errors import UserError
 from sparring.types import FinishReason, Problem
 
 AnswerReason = Literal["correct", "wrong", "no_answer", "malformed", "truncated", "timeout", "crashed"]
@@ -116,9 +117,9 @@ def compare(problem: Problem, answer: str) -> Literal["correct", "wrong", "malfo
             return _same(problem, read_yes_no(truth), read_yes_no(given))
 
 
-def unreadable_truth(problem: Problem) -> ValueError:
+def unreadable_truth(problem: Problem) -> UserError:
     """The error for a problem whose own answer is not one of its kind."""
-    return ValueError(
+    return UserError(
         f"problem {problem.id!r}: its answer {problem.answer!r} cannot be read as {problem.answer_kind!r}"
         f" (choices {problem.choices!r}): correct the answer, its choices or answer_kind"
     )

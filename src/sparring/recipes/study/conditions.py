@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 from sparring.configs import ConfigError
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
+from sparring.errors import UserError
 from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate
-from sparring.evaluation.threats import THREATS, Threat
+from sparring.evaluation.threats import ThreatConfig, parse_threats
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
@@ -29,7 +29,8 @@ class Condition:
     label: str
     """Its name in tables and records."""
     threats: tuple[str, ...] = ("clean",)
-    """What the pictures are put through; of several, a problem's score is the mean."""
+    """What the pictures and questions are put through, as for `sparring eval`: names, or sets such as `roma-seen:2`. Of
+    several a problem's score is the mean."""
     split: Split = "test"
     """Which problems."""
     data: SceneConfig = field(default_factory=SceneConfig)
@@ -38,22 +39,20 @@ class Condition:
     def __post_init__(self) -> None:
         if not self.label or "/" in self.label:
             raise ConfigError(f"condition label {self.label!r}: give it a name without '/'")
-        unknown = [threat for threat in self.threats if not is_threat(threat)]
-        if unknown or not self.threats:
-            wrong = f"unknown threat {unknown[0]!r}" if unknown else "no threat"
-            raise ConfigError(f"condition {self.label}: {wrong}; use {', '.join(THREATS)}")
+        if not self.threats:
+            raise ConfigError(f"condition {self.label}: it names no threat; clean is one")
+        try:
+            parse_threats(self.threats, ThreatConfig())
+        except UserError as error:
+            raise ConfigError(f"condition {self.label}: {error}") from error
 
     @property
     def tags(self) -> dict[str, str]:
         """Threat -> what its outcomes are recorded under: the label alone if there is only one."""
-        if len(self.threats) == 1:
-            return {self.threats[0]: self.label}
-        return {threat: f"{self.label}/{threat}" for threat in self.threats}
-
-
-def is_threat(name: str) -> bool:
-    """Whether evaluation knows such a threat."""
-    return name in THREATS
+        names = [threat.name for threat in parse_threats(self.threats, ThreatConfig())]
+        if len(names) == 1:
+            return {names[0]: self.label}
+        return {name: f"{self.label}/{name}" for name in names}
 
 
 def measure(
@@ -69,14 +68,14 @@ def measure(
     """
     found: dict[tuple[Split, SceneConfig], dict[str, list[Outcome]]] = {}
     for condition in conditions:
-        found.setdefault((condition.split, condition.data), {}).update({threat: [] for threat in condition.threats})
+        found.setdefault((condition.split, condition.data), {}).update({threat: [] for threat in condition.tags})
     for (split, data), by_threat in found.items():
         problems = SceneProblems(split, evaluation.num_problems, data)
-        setting = replace(evaluation, threats=cast(tuple[Threat, ...], tuple(by_threat)))
+        setting = replace(evaluation, threats=tuple(by_threat))
         for outcome in evaluate(policy, problems, setting, sampling, grader, seed=SEED):
             by_threat[outcome.threat].append(outcome)
     return [
-        replace(outcome, threat=cast(Threat, tag))
+        replace(outcome, threat=tag)
         for condition in conditions
         for threat, tag in condition.tags.items()
         for outcome in found[condition.split, condition.data][threat]

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparring.configs import ConfigError, from_dict
-from sparring.evaluation.suite import Outcome
+from sparring.evaluation.suite import Outcome, read_outcomes, write_outcomes
 from sparring.models.policy import Policy
 from sparring.provenance import read_jsonl
 from sparring.recipes.run import (
@@ -27,9 +27,7 @@ from sparring.recipes.run import (
     check_resumable,
     load_policy,
     prepare,
-    read_outcomes,
     use_threads,
-    write_outcomes,
 )
 from sparring.recipes.study.conditions import Condition, measure
 from sparring.recipes.study.figures import Measured, curve_figures, table_figures

@@ -1,0 +1,290 @@
+"""Problems from a file of JSON lines with picture files beside it.
+
+One object per line::
+
+    {"question": "How many cups are there?", "image": "cups.png", "answer": "3"}
+
+| field | what |
+|---|---|
+| ``question`` | text; the options of a multiple-choice question are appended to it |
+| ``image`` or ``images`` | path, or list of paths, relative to the file's folder |
+| ``answer`` | text or a number; of a multiple-choice question a letter (A is the first of ``choices``) or an option |
+| ``choices`` | list of options; optional |
+| ``answer_kind`` | number, text, choice or yes_no; by default what the answer looks like |
+| ``boxes`` | list of ``{"left", "top", "right", "bottom", "label", "image"}`` in pixels; optional |
+| ``family`` | kind of question, for results apart; optional |
+| ``id`` | unique; by default the file's name and the number of the line |
+
+Every row is checked when the file is opened, pictures included: each is decoded once. What is wrong is named with file
+and line. Pictures are decoded again when a problem is asked for, so that a large file needs little memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sparring.errors import UserError
+from sparring.seeding import derive_seed
+from sparring.types import AnswerKind, Box, Problem
+
+OnBad = Literal["stop", "skip"]
+
+MAX_PIXELS = 64_000_000
+"""Largest picture, in pixels: a file of a few kilobytes can claim billions of them."""
+
+_FIELDS = ("id", "question", "image", "images", "answer", "answer_kind", "choices", "boxes", "family")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class _BadRow(Exception):
+    """What is wrong with a row; one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A problem without its pixels."""
+
+    problem: Problem
+    pictures: tuple[Path, ...]
+
+
+class JsonlProblems(Sequence[Problem]):
+    """The problems of a file, in its order.
+
+    Args:
+        path: the file.
+        num_problems: at most so many, the first of the file; None for all.
+        on_bad: ``stop`` raises at the first row that cannot be used, ``skip`` leaves such rows out (see ``bad``).
+        shuffle_options: show the options of multiple-choice questions in an order drawn from the problem's id, because
+            stored ones often put the answer first. Options that are letters themselves stay.
+
+    Raises:
+        UserError: a row that cannot be used, or a file with none that can.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_problems: int | None = None,
+        *,
+        on_bad: OnBad = "stop",
+        shuffle_options: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.bad: list[str] = []
+        """What was wrong with each row that was left out."""
+        self._rows: list[_Row] = []
+        digest, seen = hashlib.sha256(), set[str]()
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if num_problems is not None and len(self._rows) == num_problems:
+                    break
+                if not line.strip():
+                    continue
+                try:
+                    row = self._read(line, number, seen, digest.update, shuffle_options)
+                except _BadRow as error:
+                    message = f"{self.path}, line {number}: {error}"
+                    if on_bad == "stop":
+                        raise UserError(
+                            f"{message}; mend the row, or leave such rows out with --on-bad skip"
+                        ) from error
+                    self.bad.append(message)
+                else:
+                    seen.add(row.problem.id)
+                    self._rows.append(row)
+        if not self._rows:
+            first = f"; the first: {self.bad[0]}" if self.bad else ""
+            raise UserError(f"{self.path}: no problem that can be used ({len(self.bad)} bad rows{first})")
+        self.fingerprint = digest.hexdigest()
+        """Hash of the rows that are used and of their picture files."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
+        if not 0 <= index < len(self._rows):
+            raise IndexError(f"{self.path} has {len(self._rows)} problems, asked for number {index}")
+        row = self._rows[index]
+        try:
+            images = tuple(_decoded(picture) for picture in row.pictures)
+        except _BadRow as error:
+            raise UserError(f"{self.path}, problem {row.problem.id!r}: {error}; it was whole a while ago") from error
+        return replace(row.problem, images=images)
+
+    def _read(
+        self, line: bytes, number: int, seen: set[str], digest: Callable[[bytes], None], shuffle_options: bool
+    ) -> _Row:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _BadRow(f"not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise _BadRow("not a JSON object")
+        unknown = [name for name in record if name not in _FIELDS]
+        if unknown:
+            raise _BadRow(f"unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
+        pictures = tuple(self.path.parent / name for name in _picture_names(record))
+        problem = _problem(record, f"{self.path.stem}-{number}", len(pictures), shuffle_options)
+        if problem.id in seen:
+            raise _BadRow(f"id {problem.id!r} is there twice")
+        contents = [_checked_picture(picture) for picture in pictures]
+        for part in (line.strip(), *contents):
+            digest(hashlib.sha256(part).digest())
+        return _Row(problem, pictures)
+
+
+def _picture_names(record: Mapping[str, Any]) -> list[str]:
+    if ("image" in record) == ("images" in record):
+        raise _BadRow("give either image or images")
+    names = record["images"] if "images" in record else [record["image"]]
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+        raise _BadRow("image is not a path, or images not a list of paths")
+    return cast(list[str], names)
+
+
+def _problem(record: Mapping[str, Any], default_id: str, num_images: int, shuffle_options: bool) -> Problem:
+    """The problem of a record, without pictures."""
+    name = record.get("id", default_id)
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise _BadRow(f"id is {name!r}: give a text or a whole number")
+    question, family = _text(record, "question"), record.get("family", "")
+    if not isinstance(family, str):
+        raise _BadRow(f"family is {family!r}: give a text")
+    answer, choices = _answer(record), _choices(record)
+    if choices:
+        question, answer, choices = _with_options(question, answer, choices, str(name), shuffle_options)
+    kind = record.get("answer_kind") or _kind(answer, choices)
+    if kind not in get_args(AnswerKind):
+        raise _BadRow(f"answer_kind is {kind!r}: use one of {', '.join(get_args(AnswerKind))}")
+    if (kind == "choice") != bool(choices):
+        raise _BadRow("answer_kind choice and choices go together: give both or neither")
+    if kind == "yes_no" and answer.lower() not in ("yes", "no"):
+        raise _BadRow(f"answer is {answer!r}: to a yes_no question it is yes or no")
+    boxes = _boxes(record, num_images)
+    return Problem(str(name), question, (), answer, cast(AnswerKind, kind), choices, boxes, family)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    text = record.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise _BadRow(f"{name} is {'missing' if name not in record else 'empty or not a text'}")
+    return text.strip()
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    answer = record.get("answer")
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
+        return repr(answer)
+    return _text(record, "answer")
+
+
+def _choices(record: Mapping[str, Any]) -> tuple[str, ...]:
+    choices = record.get("choices") or []
+    if not (isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)):
+        raise _BadRow("choices is not a list of texts")
+    if len(choices) == 1 or len(choices) > len(_LETTERS) or len(set(choices)) < len(choices):
+        raise _BadRow(f"choices holds {len(choices)} options: give 2 to {len(_LETTERS)}, all different")
+    return tuple(choice.strip() for choice in choices)
+
+
+def _with_options(
+    question: str, answer: str, choices: tuple[str, ...], name: str, shuffle_options: bool
+) -> tuple[str, str, tuple[str, ...]]:
+    """The question with its options, the letter of the answer, and the options in the order shown."""
+    letters = _LETTERS[: len(choices)]
+    if answer in choices:
+        truth = answer
+    elif len(answer) == 1 and answer.upper() in letters:
+        truth = choices[letters.index(answer.upper())]
+    else:
+        raise _BadRow(f"answer {answer!r} is none of the choices, nor one of the letters {letters[0]} to {letters[-1]}")
+    if shuffle_options and not all(len(choice) == 1 and choice.isalpha() for choice in choices):
+        order = np.random.default_rng(derive_seed(0, name, "options")).permutation(len(choices))
+        choices = tuple(choices[place] for place in order)
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
+    return f"{question}\n{listed}", letters[choices.index(truth)], choices
+
+
+def _kind(answer: str, choices: Sequence[str]) -> str:
+    """What an answer looks like."""
+    if choices:
+        return "choice"
+    if answer.lower() in ("yes", "no"):
+        return "yes_no"
+    try:
+        return "number" if math.isfinite(float(answer.replace(",", ""))) else "text"
+    except ValueError:
+        return "text"
+
+
+def _boxes(record: Mapping[str, Any], num_images: int) -> tuple[Box, ...]:
+    boxes, listed = [], record.get("boxes") or []
+    if not isinstance(listed, list):
+        raise _BadRow("boxes is not a list")
+    for given in listed:
+        try:
+            box = Box(**given)
+            sides = (box.left, box.top, box.right, box.bottom)
+            is_right = all(type(side) in (int, float) and math.isfinite(side) for side in sides)
+            is_right = is_right and box.left < box.right and box.top < box.bottom
+            is_right = is_right and isinstance(box.label, str) and box.image in range(num_images)
+        except TypeError:
+            is_right = False
+        if not is_right:
+            raise _BadRow(f"box {json.dumps(given)[:80]} is not left < right, top < bottom of one of the pictures")
+        boxes.append(box)
+    return tuple(boxes)
+
+
+def _checked_picture(path: Path) -> bytes:
+    """The content of a picture file that can be decoded."""
+    _decoded(path)
+    return path.read_bytes()
+
+
+def _decoded(path: Path) -> Tensor:
+    """A picture as uint8 (3, H, W) RGB, turned as its EXIF data say, transparent parts white."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of pictures up to twice its limit; the size is checked here before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise _BadRow(f"picture {path} claims {width} x {height} pixels: at most {MAX_PIXELS} are decoded")
+                return _pixels(picture)
+    except FileNotFoundError as error:
+        raise _BadRow(f"picture {path} is missing") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise _BadRow(f"picture {path} cannot be read: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow's decoders raise all three on broken files.
+        raise _BadRow(f"picture {path} is broken: {' '.join(str(error).split())}") from error
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+        # 16 bits of grey; Pillow's own conversion would cut off what is above 255.
+        grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        upright = Image.fromarray(grey)
+    if upright.has_transparency_data:
+        layered = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()

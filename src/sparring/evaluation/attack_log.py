@@ -1,0 +1,101 @@
+"""What attacks say of themselves, kept beside the outcomes: loss curves, accuracy before rounding, and their checks.
+
+``attacks.jsonl`` has one line per problem and attack: the records of ``whitebox`` with the threat's name, and for those
+made only to check an attack the name of the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring import distributed
+from sparring.configs import from_dict, to_dict
+from sparring.evaluation.checks import check_attack
+from sparring.evaluation.suite import Outcome, Suite
+from sparring.evaluation.threats import CLEAN, GRADIENT_ATTACKS, Threat
+from sparring.evaluation.whitebox import AttackRecord, attack_summary, control_attacks
+from sparring.provenance import append_jsonl, read_jsonl
+from sparring.types import Problem
+
+ATTACK = "attack"
+"""What a line is about if it is no control."""
+
+
+class AttackLog:
+    """The records of all attacks of an evaluation; the file is written by the main rank, read by all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records: dict[tuple[str, str], dict[str, AttackRecord]] = {}
+        for line in distributed.from_main(lambda: read_jsonl(path) if path.exists() else []):
+            threat, control = line.pop("threat"), line.pop("control")
+            record = from_dict(AttackRecord, line, where=str(path))
+            # A problem that was attacked twice, as an interruption came before its outcome was written, counts once.
+            self._records.setdefault((threat, control), {})[record.problem_id] = record
+
+    def add(self, threat: Threat, records: Sequence[AttackRecord], control: str = ATTACK) -> None:
+        """Keep records; they are on the disk when this returns."""
+        own = self._records.setdefault((threat.name, control), {})
+        own.update((record.problem_id, record) for record in records)
+        if distributed.is_main() and records:
+            lines = ({"threat": threat.name, "control": control, **to_dict(record)} for record in records)
+            append_jsonl(self._path, *lines, is_synced=True)
+
+    def records(self, threat: Threat, control: str = ATTACK) -> list[AttackRecord]:
+        """Those of one attack, or of one of its controls."""
+        return list(self._records.get((threat.name, control), {}).values())
+
+    def controls(self, threat: Threat) -> dict[str, list[AttackRecord]]:
+        """Those of all controls of an attack."""
+        names = [control for name, control in self._records if name == threat.name and control != ATTACK]
+        return {control: self.records(threat, control) for control in names}
+
+    def summaries(self, suite: Suite) -> dict[str, Any]:
+        """What a card says of each attack."""
+        return {
+            threat.name: attack_summary(self.records(threat), suite.attack_config(threat))
+            for threat in suite.threats
+            if threat.attack is not None
+        }
+
+
+def run_checks(
+    suite: Suite, problems: Sequence[Problem], outcomes: Sequence[Outcome], log: AttackLog
+) -> list[Mapping[str, Any]]:
+    """The sanity checks of every attack that follows the model's own gradient; controls that are missing are run.
+
+    Args:
+        problems: those that the controls are run on.
+        outcomes: of the suite, with those under ``blank``.
+    """
+    blank = {outcome.problem_id: outcome.is_correct for outcome in outcomes if outcome.threat == "blank"}
+    found: list[Mapping[str, Any]] = []
+    for threat in suite.threats:
+        if threat.attack not in GRADIENT_ATTACKS:
+            continue
+        if not log.controls(threat):
+            _run_controls(suite, threat, problems, log)
+        for check in check_attack(log.records(threat), log.controls(threat), blank):
+            found.append({"threat": threat.name, **vars(check)})
+    return found
+
+
+def _run_controls(suite: Suite, threat: Threat, problems: Sequence[Problem], log: AttackLog) -> None:
+    assert suite.subject.policy is not None
+    for start in range(0, len(problems), suite.batch_size):
+        batch = [problems[i] for i in range(start, min(start + suite.batch_size, len(problems)))]
+        controls = control_attacks(
+            suite.subject.policy,
+            suite.respond(batch, CLEAN, {}),
+            suite.attack_config(threat),
+            suite.grader,
+            suite.sampling,
+            seed=suite.seed,
+            surrogate=suite.surrogate,
+            token_budget=suite.token_budget,
+            max_rows=suite.batch_size,
+        )
+        for name, attacked in controls.items():
+            log.add(threat, [a.record for a in attacked], name)

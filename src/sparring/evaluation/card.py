@@ -1,0 +1,390 @@
+"""The robustness card: from outcomes to figures. Pure functions over records.
+
+Letters: ``P`` problems, ``C`` corruptions, ``s`` severities. A problem's score under a threat is the share of its
+samples that are correct: 0 or 1 with one sample. Under every threat the same problems are asked: all is paired.
+
+| figure | definition | interval |
+|---|---|---|
+| accuracy A | mean score | Wilson |
+| drop | A_clean - A_threat = right_to_wrong - wrong_to_right | bootstrap over problems, paired |
+| relative_drop | drop / A_clean (MMI of MM_Robustness, arXiv 2212.08044) | |
+| right_to_wrong | share of responses that were right on clean and are wrong under the threat | |
+| mean over corruptions | mean over C of the mean over s of A | bootstrap over problems |
+| mCE | mean over C of  sum_s (1 - A) / sum_s (1 - A_ref)  (ImageNet-C, arXiv 1903.12261) | |
+| relative mCE | the same with A_clean - A in place of 1 - A | |
+| avg_at_k, strict_k | mean score of k samples; share of problems with all k correct | Wilson |
+| yes_no | precision, recall, F1 of "yes", share of "yes" (POPE, arXiv 2305.10355), where the truth is yes or no | |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparring.errors import UserError
+from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
+
+FORMAT = 1
+"""Number of this shape of cards."""
+
+Record = Mapping[str, Any]
+"""An outcome as a line of outcomes.jsonl holds it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The responses under one threat, problems in the order of the clean ones."""
+
+    records: Sequence[Record]
+    """Problem by problem, sample by sample."""
+    correct_PK: np.ndarray
+    """float (P, K): whether sample k of problem p is correct."""
+
+    @property
+    def score_P(self) -> np.ndarray:
+        return np.asarray(self.correct_PK.mean(axis=1))
+
+
+def tabulate(records: Sequence[Record]) -> dict[str, Table]:
+    """Records by threat.
+
+    Raises UserError unless every threat has every problem with the same number of samples, each once.
+    """
+    by_threat: dict[str, dict[tuple[str, int], Record]] = {}
+    for record in records:
+        own = by_threat.setdefault(record["threat"], {})
+        key = (record["problem_id"], record.get("sample", 0))
+        if key in own:
+            raise UserError(f"problem {key[0]!r}, sample {key[1]}, is there twice under threat {record['threat']!r}")
+        own[key] = record
+    if not by_threat:
+        raise UserError("there are no outcomes")
+    first_name, first = next(iter(by_threat.items()))
+    problems = list(dict.fromkeys(problem for problem, _ in first))
+    num_samples = max(sample for _, sample in first) + 1
+    wanted = [(problem, sample) for problem in problems for sample in range(num_samples)]
+    tables = {}
+    for name, own in by_threat.items():
+        if own.keys() != set(wanted):
+            odd = sorted(own.keys() ^ set(wanted))[0]
+            raise UserError(
+                f"threats {first_name!r} and {name!r} have other problems or samples, such as {odd[0]!r}, sample "
+                f"{odd[1]}: finish the evaluation"
+            )
+        ordered = [own[key] for key in wanted]
+        correct = np.array([float(record["is_correct"]) for record in ordered]).reshape(len(problems), num_samples)
+        tables[name] = Table(ordered, correct)
+    return tables
+
+
+def threat_entry(table: Table, clean: Table, description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says about one threat; ``description`` is that of ``Threat.describe``."""
+    records, scores = table.records, table.score_P
+    num_problems, num_samples = table.correct_PK.shape
+    was_right, is_right = clean.correct_PK, table.correct_PK
+    clean_accuracy = float(clean.score_P.mean())
+    drop = bootstrap_scores(clean.score_P - scores, seed=0)
+    lengths = [record["length"] for record in records if record["length"]]
+    reasons = Counter(record["reason"] for record in records)
+    sampled = num_samples > 1
+    return {
+        **description,
+        "num_problems": num_problems,
+        "accuracy": _estimate(_wilson(scores)),
+        "drop": _estimate(drop),
+        "relative_drop": drop.value / clean_accuracy if clean_accuracy else None,
+        "right_to_wrong": float((was_right * (1 - is_right)).mean()),
+        "wrong_to_right": float(((1 - was_right) * is_right).mean()),
+        "well_formed": _share(records, "is_well_formed"),
+        "truncated": sum(record.get("finish_reason") == "length" for record in records) / len(records),
+        "length": sum(lengths) / len(lengths) if lengths else None,
+        "families": _families(table),
+        "reasons": {reason: count / len(records) for reason, count in sorted(reasons.items())},
+        "avg_at_k": _estimate(_wilson(scores)) if sampled else None,
+        "strict_k": _estimate(_wilson(table.correct_PK.min(axis=1))) if sampled else None,
+        "yes_no": yes_no(records),
+    }
+
+
+def yes_no(records: Sequence[Record]) -> dict[str, float | int | None] | None:
+    """Precision, recall, F1 and share of "yes" over the responses to questions whose truth is yes or no.
+
+    An answer that is neither counts as no "yes": a miss where the truth is yes. None without such questions; a figure
+    whose denominator is 0 is None.
+    """
+    asked = [record for record in records if str(record.get("truth", "")).lower() in ("yes", "no")]
+    if not asked:
+        return None
+    says_yes = [_is_yes(record) for record in asked]
+    is_yes = [record["truth"].lower() == "yes" for record in asked]
+    hits = sum(said and true for said, true in zip(says_yes, is_yes, strict=True))
+    precision = hits / sum(says_yes) if any(says_yes) else None
+    recall = hits / sum(is_yes) if any(is_yes) else None
+    # F1 = 2 TP / (2 TP + FP + FN): defined wherever there is a yes on either side.
+    both = sum(says_yes) + sum(is_yes)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * hits / both if both else None,
+        "yes_ratio": sum(says_yes) / len(asked),
+        "num": len(asked),
+    }
+
+
+def corruption_entry(
+    tables: Mapping[str, Table],
+    descriptions: Mapping[str, Mapping[str, Any]],
+    sets: Mapping[str, Sequence[tuple[str, int]]],
+) -> dict[str, Any] | None:
+    """Mean and worst over corruptions, each by severity, and the mean over each named set that was tested whole.
+
+    None without corruptions. A set counts at the severities at which its first member was tested.
+    """
+    members = {
+        (d["corruption"], d["severity"]): name
+        for name, d in descriptions.items()
+        if d["kind"] == "corruption" and d["severity"] is not None
+    }
+    if not members:
+        return None
+    by_name: dict[str, dict[str, Any]] = {}
+    for corruption in dict.fromkeys(corruption for corruption, _ in members):
+        severities = sorted(severity for c, severity in members if c == corruption)
+        own = [tables[members[corruption, severity]].score_P for severity in severities]
+        by_name[corruption] = {
+            "severities": {str(s): _estimate(_wilson(score)) for s, score in zip(severities, own, strict=True)},
+            "mean": _estimate(bootstrap_scores(np.mean(own, axis=0), seed=0)),
+        }
+    worst = min(members.values(), key=lambda name: tables[name].score_P.mean())
+    return {
+        "mean": _estimate(bootstrap_scores(_mean_score(list(members), members, tables), seed=0)),
+        "worst": {"threat": worst, "accuracy": _estimate(_wilson(tables[worst].score_P))},
+        "by_name": by_name,
+        "sets": _set_means(members, tables, sets),
+        "mce": None,
+    }
+
+
+def _set_means(
+    members: Mapping[tuple[str, int], str],
+    tables: Mapping[str, Table],
+    sets: Mapping[str, Sequence[tuple[str, int]]],
+) -> dict[str, Any]:
+    found = {}
+    for name, wanted in sets.items():
+        severities = {severity for corruption, severity in members if corruption == wanted[0][0]}
+        chosen = [member for member in wanted if member[1] in severities]
+        if chosen and all(member in members for member in chosen):
+            found[name] = _estimate(bootstrap_scores(_mean_score(chosen, members, tables), seed=0))
+    return found
+
+
+def _mean_score(
+    chosen: Sequence[tuple[str, int]], members: Mapping[tuple[str, int], str], tables: Mapping[str, Table]
+) -> np.ndarray:
+    """(P,) each problem's mean over corruptions of its mean over severities."""
+    by_corruption: dict[str, list[np.ndarray]] = {}
+    for member in chosen:
+        by_corruption.setdefault(member[0], []).append(tables[members[member]].score_P)
+    return np.mean([np.mean(scores, axis=0) for scores in by_corruption.values()], axis=0)
+
+
+def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """mCE and relative mCE of a card against a reference card, over the corruptions that the card has.
+
+    1 is the reference's own; below 1 is better. A figure that would divide by 0, because the reference makes no error
+    (or none more than on clean pictures), is None, with a note that says where.
+
+    Raises UserError if the reference was made on other data or lacks a corruption or severity.
+    """
+    _require_same_data(card, reference)
+    ours, theirs = card["corruptions"]["by_name"], reference["corruptions"]["by_name"]
+    errors: dict[str, dict[str, float | None]] = {}
+    for name, own in ours.items():
+        lacking = [s for s in own["severities"] if s not in theirs.get(name, {}).get("severities", {})]
+        if lacking:
+            raise UserError(f"the reference card lacks {name} at severity {', '.join(lacking)}: test it on that too")
+        sums = []
+        for side, source in ((card, own), (reference, theirs[name])):
+            accuracies = [source["severities"][s]["value"] for s in own["severities"]]
+            clean = side["threats"]["clean"]["accuracy"]["value"]
+            sums.append((sum(1 - a for a in accuracies), sum(clean - a for a in accuracies)))
+        (error, more), (their_error, their_more) = sums
+        errors[name] = {
+            "ce": error / their_error if their_error > 0 else None,
+            "relative_ce": more / their_more if their_more > 0 else None,
+        }
+    notes = [
+        f"{label} undefined: the reference makes no {what} under {', '.join(bad)}"
+        for key, label, what in (("ce", "mCE", "error"), ("relative_ce", "relative mCE", "more errors than on clean"))
+        if (bad := [name for name, own in errors.items() if own[key] is None])
+    ]
+    return {
+        "value": _mean([own["ce"] for own in errors.values()]),
+        "relative": _mean([own["relative_ce"] for own in errors.values()]),
+        "reference": reference["model"]["name"],
+        "by_name": errors,
+        "notes": notes,
+    }
+
+
+def build_card(
+    records: Sequence[Record],
+    descriptions: Mapping[str, Mapping[str, Any]],
+    *,
+    about: Mapping[str, Any],
+    sets: Mapping[str, Sequence[tuple[str, int]]],
+    attacks: Mapping[str, Any] | None = None,
+    checks: Sequence[Mapping[str, Any]] = (),
+    reference: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The card of an evaluation, JSON-serialisable.
+
+    Args:
+        records: outcomes under ``clean`` and whatever else.
+        descriptions: of each threat by name, see ``Threat.describe``.
+        about: ``model``, ``data``, ``decoding`` and ``seed``, which are copied.
+        sets: named sets of (corruption, severity).
+        attacks, checks: what the attacks and their sanity checks say of themselves.
+        reference: the card that mCE is computed against.
+
+    Raises UserError for outcomes that do not fit together, or a reference of other data.
+    """
+    tables = tabulate(records)
+    if "clean" not in tables:
+        raise UserError("there are no outcomes under 'clean': every figure is compared with them")
+    tables = {name: tables[name] for name in descriptions if name in tables}
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        **about,
+        "reference": {"name": reference["model"]["name"]} if reference else None,
+        "threats": {name: threat_entry(table, tables["clean"], descriptions[name]) for name, table in tables.items()},
+        "corruptions": corruption_entry(tables, {name: descriptions[name] for name in tables}, sets),
+        "attacks": dict(attacks or {}),
+        "checks": [dict(check) for check in checks],
+    }
+    if reference is not None and card["corruptions"] is not None:
+        card["corruptions"]["mce"] = mean_corruption_error(card, reference)
+    return card
+
+
+def card_markdown(card: Mapping[str, Any]) -> str:
+    """The card as Markdown: threats, corruptions by severity, checks."""
+    decoding = card["decoding"]
+    how = (
+        "greedy"
+        if decoding["mode"] == "greedy"
+        else f"{decoding['num_samples']} samples at {decoding['temperature']:g}"
+    )
+    lines = [
+        f"# {card['model']['name']} on {card['data']['name']}",
+        "",
+        f"{card['data']['num_problems']} problems, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
+        "",
+        "| threat | accuracy | drop | right to wrong | wrong to right | well-formed | tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in card["threats"].items():
+        cells = [name, in_percent(entry["accuracy"]), in_percent(entry["drop"], sign="+")]
+        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed")]
+        cells.append("" if entry["length"] is None else f"{entry['length']:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    if card["corruptions"] is not None:
+        lines += ["", *_corruption_lines(card["corruptions"])]
+    lines += [*_family_lines(card["threats"]), *_yes_no_lines(card["threats"])]
+    if card["checks"]:
+        marks = {True: "passed", False: "**failed**", None: "undecided"}
+        lines += ["", *(f"- {c['threat']}, {c['name']}: {marks[c['passed']]}; {c['detail']}" for c in card["checks"])]
+    return "\n".join(lines) + "\n"
+
+
+def in_percent(estimate: Mapping[str, float], sign: str = "") -> str:
+    """``56.3 [50.6, 61.8]``"""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _family_lines(threats: Mapping[str, Any]) -> list[str]:
+    """Accuracy by kind of question, if there are several."""
+    families = sorted({family for entry in threats.values() for family in entry["families"]})
+    if len(families) < 2:
+        return []
+    lines = ["", "| threat | " + " | ".join(families) + " |", "|" + "---|" * (len(families) + 1)]
+    for name, entry in threats.items():
+        lines.append("| " + " | ".join([name, *(in_percent(entry["families"][family]) for family in families)]) + " |")
+    return lines
+
+
+def _yes_no_lines(threats: Mapping[str, Any]) -> list[str]:
+    """How the model answers questions whose truth is yes or no, if there are any."""
+    figures = ("precision", "recall", "f1", "yes_ratio")
+    lines = ["", "| yes or no | precision | recall | F1 | says yes | questions |", "|---|---|---|---|---|---|"]
+    asked = {name: entry["yes_no"] for name, entry in threats.items() if entry["yes_no"] is not None}
+    for name, own in asked.items():
+        cells = ["" if own[figure] is None else f"{100 * own[figure]:.1f}" for figure in figures]
+        lines.append("| " + " | ".join([name, *cells, str(own["num"])]) + " |")
+    return lines if asked else []
+
+
+def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
+    severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
+    lines = [
+        "| corruption | " + " | ".join(f"severity {s}" for s in severities) + " | mean |",
+        "|" + "---|" * (len(severities) + 2),
+    ]
+    for name, own in corruptions["by_name"].items():
+        cells = [in_percent(own["severities"][s]) if s in own["severities"] else "" for s in severities]
+        lines.append("| " + " | ".join([name, *cells, in_percent(own["mean"])]) + " |")
+    worst = corruptions["worst"]
+    lines += ["", f"Mean over corruptions {in_percent(corruptions['mean'])}; worst: {worst['threat']}, "
+              f"{in_percent(worst['accuracy'])}."]  # fmt: skip
+    lines += [f"- {name}: {in_percent(estimate)}" for name, estimate in corruptions["sets"].items()]
+    mce = corruptions["mce"]
+    if mce is not None:
+        figures = [f"{100 * mce[key]:.1f}" if mce[key] is not None else "undefined" for key in ("value", "relative")]
+        lines += ["", f"mCE {figures[0]}, relative mCE {figures[1]}, against {mce['reference']} = 100."]
+        lines += [f"{note}." for note in mce["notes"]]
+    return lines
+
+
+def _require_same_data(card: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    if reference["corruptions"] is None:
+        raise UserError(f"the reference card, of {reference['model']['name']}, has no corruptions: test it on some")
+    mine, theirs = card["data"], reference["data"]
+    for name in ("name", "num_problems", "fingerprint"):
+        if mine[name] != theirs[name]:
+            raise UserError(
+                f"the reference card was made on other data ({name} {theirs[name]!r}, here {mine[name]!r}): "
+                "make it on the same problems"
+            )
+
+
+def _families(table: Table) -> dict[str, Any]:
+    num_samples = table.correct_PK.shape[1]
+    family_P = np.array([record["family"] for record in table.records[::num_samples]])
+    return {str(name): _estimate(_wilson(table.score_P[family_P == name])) for name in np.unique(family_P) if name}
+
+
+def _is_yes(record: Record) -> bool:
+    return bool(str(record.get("answer", "")).strip(" .").lower() in ("yes", "true"))
+
+
+def _wilson(scores: np.ndarray) -> Estimate:
+    return wilson_interval(float(scores.sum()), len(scores))
+
+
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _share(records: Sequence[Record], name: str) -> float:
+    return sum(bool(record[name]) for record in records) / len(records)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

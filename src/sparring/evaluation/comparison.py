@@ -1,0 +1,136 @@
+"""Two evaluations of the same problems, paired problem by problem.
+
+For each threat that both have: both accuracies, the difference B - A with a paired bootstrap interval, and McNemar's
+exact test of the problems that only one of them gets right. p-values are also given as corrected for all threats
+together (Holm): of twenty comparisons one is "significant" by luck.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.errors import UserError
+from sparring.evaluation.card import Record, Table, tabulate
+from sparring.evaluation.statistics import bootstrap_scores, holm, mcnemar_exact, wilson_interval
+from sparring.provenance import read_jsonl
+
+OUTCOMES, CARD = "outcomes.jsonl", "card.json"
+TEST_AFTER = "test-after.jsonl"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Outcomes with where they are from."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    name: str
+    records: Sequence[Record]
+    fingerprint: str | None = None
+    """Of the data, if that is known."""
+
+
+def read_tested(path: str | Path) -> Tested:
+    """The outcomes of an evaluation folder, of a training run's test after training, or of a file of outcomes.
+
+    Raises UserError if there are none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in (OUTCOMES, TEST_AFTER) if (path / name).is_file()]
+        if not files:
+            raise UserError(
+                f"{path} holds neither {OUTCOMES} nor {TEST_AFTER}: give the folder of an evaluation or run"
+            )
+        file = files[0]
+    elif path.is_file():
+        file = path
+    else:
+        raise UserError(f"no such file or folder: {path}")
+    records = read_jsonl(file)
+    for number, record in enumerate(records, start=1):
+        if not {"problem_id", "threat", "is_correct"} <= record.keys():
+            raise UserError(f"{file}, line {number}: not an outcome; give a file that sparring eval or train wrote")
+    return Tested(str(path), records, _fingerprint(file.with_name(CARD)) if file.name == OUTCOMES else None)
+
+
+def compare(first: Tested, second: Tested) -> dict[str, Any]:
+    """Names, number of problems, and for each threat of both: accuracies, difference, McNemar; JSON-serialisable.
+
+    Raises UserError if they are not about the same problems, or share no threat.
+    """
+    _require_same_problems(first, second)
+    ours, theirs = tabulate(first.records), tabulate(second.records)
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise UserError(
+            f"{first.name} and {second.name} share no threat: {', '.join(ours)} against {', '.join(theirs)}"
+        )
+    threats = {name: _pair(ours[name], theirs[name]) for name in shared}
+    asked = {name: entry["mcnemar"]["p"] for name, entry in threats.items() if entry["mcnemar"] is not None}
+    for name, corrected in zip(asked, holm(list(asked.values())), strict=True):
+        threats[name]["mcnemar"]["p_holm"] = corrected
+    return {
+        "a": first.name,
+        "b": second.name,
+        "num_problems": len(next(iter(ours.values())).correct_PK),
+        "threats": threats,
+        "only_a": [name for name in ours if name not in theirs],
+        "only_b": [name for name in theirs if name not in ours],
+    }
+
+
+def _pair(first: Table, second: Table) -> dict[str, Any]:
+    a_P, b_P = first.score_P, second.score_P
+    mcnemar = None
+    if first.correct_PK.shape[1] == second.correct_PK.shape[1] == 1:
+        gained, lost = int((b_P > a_P).sum()), int((b_P < a_P).sum())
+        mcnemar = {"only_a": lost, "only_b": gained, "p": mcnemar_exact(gained, lost)}
+    return {
+        "a": vars(wilson_interval(float(a_P.sum()), len(a_P))),
+        "b": vars(wilson_interval(float(b_P.sum()), len(b_P))),
+        "difference": vars(bootstrap_scores(b_P - a_P, seed=0)),
+        "mcnemar": mcnemar,
+    }
+
+
+def _require_same_problems(first: Tested, second: Tested) -> None:
+    mine, theirs = _truths(first), _truths(second)
+    only_mine, only_theirs = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
+    if only_mine or only_theirs:
+        examples = [
+            f"{len(only)} only in {tested.name}, such as {min(only)!r}"
+            for tested, only in ((first, only_mine), (second, only_theirs))
+            if only
+        ]
+        raise UserError(f"not the same problems: {'; '.join(examples)}; test both on the same data and number")
+    for problem, truth in mine.items():
+        if truth and theirs[problem] and truth != theirs[problem]:
+            raise UserError(
+                f"not the same problems: the answer to {problem!r} is {truth!r} in {first.name} and "
+                f"{theirs[problem]!r} in {second.name}"
+            )
+    if first.fingerprint and second.fingerprint and first.fingerprint != second.fingerprint:
+        raise UserError(
+            f"{first.name} and {second.name} were tested on other data with the same names of problems (the cards' "
+            "fingerprints differ): test both on the same data"
+        )
+
+
+def _truths(tested: Tested) -> dict[str, str]:
+    """Problem -> its answer, empty where the record does not say (tests of older runs)."""
+    return {record["problem_id"]: record.get("truth", "") for record in tested.records}
+
+
+def _fingerprint(card: Path) -> str | None:
+    """That of the data of a card; None if there is no card."""
+    try:
+        return str(json.loads(card.read_text(encoding="utf-8"))["data"]["fingerprint"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{card} is not a card: make it anew with sparring eval --resume {card.parent}") from error

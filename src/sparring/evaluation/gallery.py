@@ -1,0 +1,156 @@
+"""A few problems to look at: clean and threatened picture, both responses, entropy of each token, rewards with reasons.
+
+``gallery.jsonl`` has one line per example, beside it lie the pictures as PNG files. Responses are made again, so that
+picture, response and entropies of an example belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sparring import distributed
+from sparring.evaluation.suite import Outcome, Suite
+from sparring.evaluation.threats import CLEAN, Threat
+from sparring.provenance import append_jsonl
+from sparring.scoring import score
+from sparring.types import Group, Problem, View
+
+GALLERY, INDEX = "gallery", "gallery.jsonl"
+AMPLIFIED = 8.0
+"""Factor of a difference of pictures, around mid-grey."""
+
+
+def choose(outcomes: Sequence[Outcome], threats: Sequence[Threat], num: int) -> dict[str, list[str]]:
+    """For each threat the ids of up to ``num`` problems that show best what it does.
+
+    First those that were right on the clean picture and are wrong now, then those that turned right, then the rest in
+    order. A corruption is shown at the severity that turned most answers wrong, ``clean`` not at all.
+    """
+    right: dict[str, dict[str, bool]] = {}
+    for outcome in outcomes:
+        if outcome.sample == 0:
+            right.setdefault(outcome.threat, {})[outcome.problem_id] = outcome.is_correct
+    fallen = {t.name: sum(right["clean"][p] and not ok for p, ok in right[t.name].items()) for t in threats}
+    # Sorted by how many fell: of one corruption, the severity that comes last stays.
+    by_effect = sorted((t for t in threats if t != CLEAN), key=lambda threat: fallen[threat.name])
+    shown = {(t.corruption, t.edit, t.edit_severity) if t.severity else t.name: t.name for t in by_effect}
+    chosen = {}
+    for threat in threats:
+        if threat.name in shown.values():
+            own = right[threat.name]
+            rank = {problem: (own[problem], not right["clean"][problem]) for problem in own}
+            order = {(False, False): 0, (True, True): 1, (True, False): 2, (False, True): 3}
+            chosen[threat.name] = sorted(own, key=lambda problem: order[rank[problem]])[:num]
+    return chosen
+
+
+def write_gallery(suite: Suite, problems: Sequence[Problem], chosen: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Write the examples that ``choose`` chose into ``folder``, in place of those that are there."""
+    wanted = {problem for ids in chosen.values() for problem in ids}
+    by_id: dict[str, Problem] = {}
+    for index in range(len(problems)):
+        if len(by_id) == len(wanted):
+            break
+        problem = problems[index]
+        if problem.id in wanted:
+            by_id[problem.id] = problem
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (folder / INDEX, *folder.glob("*.png")):
+            old.unlink(missing_ok=True)
+    for threat in suite.threats:
+        own = [by_id[name] for name in chosen.get(threat.name, ())]
+        if own:
+            clean: dict[str, Group] = {}
+            before = suite.respond(own, CLEAN, clean)
+            after = suite.respond(own, threat, clean)
+            tokens = [_tokens(suite, groups) for groups in (before, after)]
+            for number, problem in enumerate(own):
+                sides = [(groups[number], of[number]) for groups, of in zip((before, after), tokens, strict=True)]
+                if distributed.is_main():
+                    _write_example(folder, problem, threat, sides)
+
+
+def _write_example(
+    folder: Path, problem: Problem, threat: Threat, sides: Sequence[tuple[Group, list[list[Any]] | None]]
+) -> None:
+    number = sum(1 for _ in folder.glob("*-clean.png"))
+    records, pictures = [], []
+    for label, (group, tokens) in zip(("clean", "shown"), sides, strict=True):
+        rollout, picture = group.rollouts[0], _side_by_side(_view(group))
+        assert rollout.reward is not None
+        file = f"{number:03d}-{label}.png"
+        _save(picture, folder / file)
+        pictures.append(picture)
+        reward = {name: _plain(getattr(rollout.reward, name)) for name in ("value", "parts", "reasons")}
+        records.append({"image": file, "text": rollout.text, "tokens": tokens, "reward": reward})
+    clean, shown = records
+    difference = None
+    if not torch.equal(*pictures):
+        difference = f"{number:03d}-diff.png"
+        _save(0.5 + AMPLIFIED * (pictures[1] - pictures[0]), folder / difference)
+    example = {
+        "problem_id": problem.id,
+        "question": problem.question,
+        "truth": problem.answer,
+        "threat": threat.name,
+        "clean": clean,
+        "shown": shown | {"question": sides[1][0].problem.question},
+        "difference": difference,
+        "amplified": AMPLIFIED,
+    }
+    append_jsonl(folder / INDEX, example)
+
+
+def _tokens(suite: Suite, groups: Sequence[Group]) -> list[list[list[Any]] | None]:
+    """For each group the tokens of its first response, each with its text and its entropy in nats; None if unknown."""
+    policy = suite.subject.policy
+    if policy is None:
+        return [None] * len(groups)
+    # Under one name, as a group that an attack left alone keeps its clean view.
+    first = [Group(g.problem, {"shown": _view(g)}, g.rollouts[:1]) for g in groups]
+    scored = score(
+        policy,
+        first,
+        view="shown",
+        temperature=suite.sampling.temperature,
+        with_entropy=True,
+        token_budget=suite.token_budget,
+    )
+    assert scored.entropy_T is not None
+    lengths = [group.rollouts[0].token_ids.numel() for group in first]
+    found: list[list[list[Any]] | None] = []
+    for group, entropies in zip(first, scored.entropy_T.split(lengths), strict=True):
+        ids = group.rollouts[0].token_ids.tolist()
+        found.append(
+            [[policy.processor.decode([i]), round(e, 4)] for i, e in zip(ids, entropies.tolist(), strict=True)]
+        )
+    return found
+
+
+def _view(group: Group) -> View:
+    """The view that a group's responses were made on."""
+    return group.views[group.rollouts[0].view]
+
+
+def _side_by_side(view: View) -> Tensor:
+    """All pictures of a view in one, of the height of the highest, on white."""
+    height = max(image.shape[-2] for image in view.images)
+    padded = [F.pad(image, (0, 0, 0, height - image.shape[-2]), value=1.0) for image in view.images]
+    return torch.cat(padded, dim=-1).cpu()
+
+
+def _save(picture: Tensor, path: Path) -> None:
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
