@@ -108,14 +108,14 @@ def test_members_name_a_corruption_and_severities() -> None:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("gausian_noise:1", "known are gaussian_noise"),
+        ("gausian_noise:1", "use one of gaussian_noise"),
         ("gaussian_noise", "write gaussian_noise:1-5"),
         ("gaussian_noise:0-2", "write gaussian_noise:1-5"),
         ("gaussian_noise:3-2", "write gaussian_noise:1-5"),
         ("gaussian_noise:1-6", "write gaussian_noise:1-5"),
         ("gaussian_noise:1-", "write gaussian_noise:1-5"),
         ("gaussian_noise:²", "write gaussian_noise:1-5"),
-        ("blank:1", "blank has no severities"),
+        ("blank:1", "use one of gaussian_noise, identity"),
     ],
 )
 def test_a_member_that_cannot_be_is_named(member: str, message: str) -> None:

@@ -129,11 +129,10 @@ class ROMAConfig:
 def severities_of(member: str) -> tuple[str, range]:
     """Name and severities of ``name:2`` or ``name:1-3``; ValueError if there is no such corruption or severity."""
     name, _, span = member.partition(":")
-    if name not in CORRUPTIONS:
-        raise ValueError(f"corruptions holds {member!r}: known are {', '.join(CORRUPTIONS)}")
-    num_severities = len(CORRUPTIONS[name].severities)
-    if not num_severities:
-        raise ValueError(f"corruptions holds {member!r}: {name} has no severities, take another")
+    graded = {known: len(corruption.severities) for known, corruption in CORRUPTIONS.items() if corruption.severities}
+    if name not in graded:
+        raise ValueError(f"corruptions holds {member!r}: use one of {', '.join(graded)}")
+    num_severities = graded[name]
     bounds = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", span)
     low, high = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (0, 0)
     if not 1 <= low <= high <= num_severities:
