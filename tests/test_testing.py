@@ -127,14 +127,13 @@ def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_
 
 
 def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Path) -> None:
-    settings = AttackSettings(num_steps=2, num_restarts=1, num_checked=4)
-    config = replace(config, threats=("pgd:16/255", "random_sign:16/255"), attack=settings)
+    settings = AttackSettings(num_steps=1, num_restarts=1, num_checked=2)
+    config = replace(config, threats=("pgd:16/255",), attack=settings)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run_test(config, whole)
-    assert set(expected["attacks"]) == {"pgd:16/255", "random_sign:16/255"}
     own = expected["attacks"]["pgd:16/255"]
     assert own["accuracy"]["value"] == expected["threats"]["pgd:16/255"]["accuracy"]["value"]
-    assert len(own["loss_by_step"][0]) == 3, "before each step, and at the end"
+    assert len(own["loss_by_step"][0]) == 2, "before the step, and at the end"
     checks = {check["name"]: check for check in expected["checks"]}
     assert {check["threat"] for check in expected["checks"]} == {"pgd:16/255"}
     assert checks["regenerated"]["passed"] and "not run" in checks["stronger_than_transfer"]["detail"]
@@ -144,8 +143,8 @@ def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Pa
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
     assert run_test(config, parts) == expected
-    bare = run_test(replace(config, attack=replace(settings, num_checked=0)), tmp_path / "bare")
-    assert "not run" in {c["name"]: c for c in bare["checks"]}["stronger_than_noise"]["detail"]
+    lines = [json.loads(line) for line in (parts / "attacks.jsonl").read_text().splitlines()]
+    assert {(line["control"], line["problem_id"]) for line in lines} >= {("attack", "data-2"), ("noise", "data-3")}
 
 
 def test_another_test_is_refused_by_name(config: TestingConfig, tmp_path: Path) -> None:
