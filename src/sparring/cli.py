@@ -136,6 +136,7 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
             return 130
         best_step = run.load_best()
         after = _tested(run, "after", console)
+        run.show(after)
         estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
         console.print(before_after_table(summary(before), summary(after), estimates))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
@@ -147,7 +148,7 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
 
 
 def _print_page(folder: Path, console: Console) -> None:
-    """Write the page of a finished run and say where; the run is good without it."""
+    """Write the page of a finished run, test or study and say where; it is good without the page."""
     from sparring.report.page import write_report
 
     try:
@@ -178,6 +179,7 @@ def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
 
 
 def _eval(arguments: list[str]) -> int:
+    from sparring import distributed
     from sparring.evaluation.threats import describe_threats
     from sparring.recipes import testing as recipe
     from sparring.report.progress import TestingProgress
@@ -207,6 +209,8 @@ def _eval(arguments: list[str]) -> int:
     for line in card_lines(card):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"card:  {test.folder / recipe.CARD}", soft_wrap=True)
+    if distributed.is_main():
+        _print_page(test.folder, console)
     return 0
 
 
@@ -351,6 +355,7 @@ def _methods_by_seeds(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"go on with: {' '.join([prog, *arguments])}", file=sys.stderr)
         raise
+    _print_page(options.out, Console())
     return int(any(status.state == "failed" for status in statuses.values()))
 
 

@@ -231,6 +231,28 @@ class Suite:
         )
 
 
+def training_suite(
+    policy: Policy,
+    config: EvaluationConfig,
+    sampling: SamplingConfig,
+    grader: Grader,
+    *,
+    seed: int,
+    token_budget: int = 16384,
+) -> Suite:
+    """What :func:`evaluate` puts a policy through; its arguments are explained there."""
+    return Suite(
+        PolicySubject(policy, "policy"),
+        parse_threats(config.threats, config.strength),
+        replace(sampling, greedy=True),
+        grader,
+        seed,
+        batch_size=config.batch_size,
+        token_budget=token_budget,
+        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
+    )
+
+
 def evaluate(
     policy: Policy,
     problems: Sequence[Problem],
@@ -249,16 +271,7 @@ def evaluate(
         seed: of random threats.
         on_progress: called with the number of responses finished since the last call.
     """
-    suite = Suite(
-        PolicySubject(policy, "policy"),
-        parse_threats(config.threats, config.strength),
-        replace(sampling, greedy=True),
-        grader,
-        seed,
-        batch_size=config.batch_size,
-        token_budget=token_budget,
-        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
-    )
+    suite = training_suite(policy, config, sampling, grader, seed=seed, token_budget=token_budget)
     outcomes: list[Outcome] = []
     for part in suite.run(problems, config.num_problems):
         outcomes += part.outcomes

@@ -19,7 +19,16 @@ from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.sources import Source, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
-from sparring.evaluation.suite import EvaluationConfig, Outcome, accuracy, evaluate, probe, write_outcomes
+from sparring.evaluation.gallery import GALLERY, choose, write_gallery
+from sparring.evaluation.suite import (
+    EvaluationConfig,
+    Outcome,
+    accuracy,
+    evaluate,
+    probe,
+    training_suite,
+    write_outcomes,
+)
 from sparring.evaluation.threats import CLEAN, parse_threats
 from sparring.methods import (
     METHODS,
@@ -162,7 +171,7 @@ def _presets() -> dict[str, tuple[str, RunConfig]]:
 PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
 
-CONFIG, PROVENANCE, PROBE_SIZE = "config.json", "provenance.jsonl", 96
+CONFIG, PROVENANCE, PROBE_SIZE, GALLERY_EXAMPLES = "config.json", "provenance.jsonl", 96, 3
 
 
 def use_threads(threads: int | None) -> None:
@@ -219,6 +228,16 @@ class Run:
                 card = test_card(self.config, source, outcomes, name=f"{self.config.method.name}, {label} training")
                 write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
         return outcomes
+
+    def show(self, outcomes: Sequence[Outcome]) -> None:
+        """A few examples of a test of the policy as it is, written into the folder's gallery."""
+        config = self.config
+        if CLEAN.name not in config.evaluation.threats:
+            return
+        suite = training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
+        source = open_source("scenes", config.evaluation.num_problems, config.data)
+        chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
+        write_gallery(suite, source.problems, chosen, self.folder / GALLERY)
 
     @property
     def model_folder(self) -> Path | str:
