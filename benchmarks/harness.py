@@ -39,14 +39,16 @@ def parser_of(description: str | None, *, rounds: int, steps: int) -> argparse.A
     return parser
 
 
-def timed(step: Callable[[], object], *, num_warmup: int, num_steps: int) -> list[float]:
-    """Seconds of each of ``num_steps`` calls after ``num_warmup`` others."""
+def timed(
+    step: Callable[[], object], *, num_warmup: int, num_steps: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of each of ``num_steps`` calls after ``num_warmup`` others, by ``clock``."""
     seconds = []
     for number in range(num_warmup + num_steps):
-        start = time.perf_counter()
+        start = clock()
         step()
         if number >= num_warmup:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return seconds
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sparring.perturb.corruptions import CORRUPTIONS
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CONTESTANTS = {
     "grpo_step.py": (["--contestant", "ours"], ["--contestant", "trl", "--rows", "64"]),
@@ -29,3 +31,13 @@ def test_a_contestant_reports_its_figures(script: str, arguments: list[str]) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(done.stdout.splitlines()[-1].removeprefix("measured: "))
     assert figures["seconds"] > 0 and figures["peak_mb"] > 100
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_corruptions_has_a_row_for_each() -> None:
+    command = [sys.executable, str(FOLDER / "corruptions.py"), "--side", "48", "--rounds", "1", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"| `{name}`" for name in CORRUPTIONS]
+    assert all(float(row[1].split()[0]) > 0 for row in rows)

@@ -44,18 +44,27 @@ def gaussian(
 
     ``sigma``: in pixels, at least 0; a pair is for height and width.
     """
-    sigmas = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-    for dim, width in zip((-2, -1), sigmas, strict=True):
-        radius = int(truncate * width + 0.5)
-        if radius == 0:
-            continue
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-        weights = torch.exp(-0.5 * (offsets / width) ** 2)
-        kernel = (weights / weights.sum()).to(images)
-        padded = pad(images, *((radius, 0) if dim == -2 else (0, radius)), border)
-        rows = padded.reshape(-1, 1, *padded.shape[-2:])
-        images = F.conv2d(rows, kernel.view((1, 1, -1, 1) if dim == -2 else (1, 1, 1, -1))).view_as(images)
-    return images
+    sigma_h, sigma_w = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    rows = _blur_matrix(images.shape[-2], sigma_h, truncate, border).to(images)
+    columns = _blur_matrix(images.shape[-1], sigma_w, truncate, border).to(images)
+    return rows @ images @ columns.T
+
+
+def _blur_matrix(length: int, sigma: float, truncate: float, border: Border) -> Tensor:
+    """Float64 (length, length): weights of all pixels of a line, borders included, in each blurred one.
+
+    A matrix product is several times as fast as a convolution with one long kernel.
+    """
+    radius = int(truncate * sigma + 0.5)
+    if radius == 0:
+        return torch.eye(length, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    index = _border_index(length, radius, border)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    place = torch.arange(length)
+    for offset, weight in enumerate((weights / weights.sum()).tolist()):
+        matrix[place, index[offset : offset + length]] += weight
+    return matrix
 
 
 def convolve(images: Tensor, kernel: Tensor, border: Border) -> Tensor:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sparring.perturb.corruptions.draws import number, uniform, whole
+from sparring.perturb.corruptions.draws import number, uniform
 from sparring.perturb.corruptions.filters import from_pillow, gaussian
 
 _DARK, _LIGHT = (0.16, 0.33, 0.42), (0.96, 0.98, 1.0)
 """Colours of the pane and of ice in full light."""
-_AREA_PER_CRYSTAL = 500
+_AREA_PER_CRYSTAL = 300
 """Square pixels."""
 
 
@@ -26,8 +26,8 @@ def frost_texture(height: int, width: int, stream: torch.Generator) -> Tensor:
     """Float32 (3, height, width) in [0, 1]."""
     lines = _crystals(height, width, stream)
     # Crystals stand out of the pane: they glow, and one side of each is lit, the other in shade.
-    ice = gaussian(lines, 0.8) + 1.5 * gaussian(lines, 2.5)
-    ice = ice + 0.5 * (ice - ice.roll((2, 2), (-2, -1)))
+    ice = gaussian(lines, 0.7) + 0.8 * gaussian(lines, 1.8)
+    ice = ice + 0.9 * (ice - ice.roll((2, 2), (-2, -1)))
     grain = gaussian(uniform(stream, 1, height, width).cpu(), 0.8)
     ice = ice + 0.15 * _clouds(height, width, stream) + 0.2 * (grain - 0.5)
     ice = (ice - ice.mean()) / ice.std(correction=0).clamp(min=1e-3)
@@ -38,30 +38,29 @@ def frost_texture(height: int, width: int, stream: torch.Generator) -> Tensor:
 
 
 def _crystals(height: int, width: int, stream: torch.Generator) -> Tensor:
-    """(1, H, W): feathers, each a bundle of stems with barbs, drawn over one another at random brightness."""
+    """(1, H, W): pairs of feathers, drawn over one another, each of its own brightness."""
     picture = Image.new("L", (width, height))
     draw = ImageDraw.Draw(picture)
-    for _ in range(max(1, height * width // _AREA_PER_CRYSTAL)):
-        x, y = number(stream, 0.0, width), number(stream, 0.0, height)
-        heading = number(stream, 0.0, 2 * math.pi)
-        for _ in range(whole(stream, 1, 4)):
-            heading += number(stream, 0.3, 1.1)
-            _feather(draw, x, y, heading, length=number(stream, 12.0, 55.0), light=whole(stream, 90, 256))
+    count = max(1, height * width // _AREA_PER_CRYSTAL)
+    for x, y, heading, turn, *sizes in uniform(stream, count, 8).tolist():
+        angle = 2.0 * math.pi * heading
+        for direction, long, light in zip((angle, angle + 0.3 + 0.8 * turn), sizes[:2], sizes[2:], strict=True):
+            path = _feather(x * width, y * height, direction, length=12.0 + 43.0 * long)
+            draw.line(path, fill=90 + int(165 * light), width=1)
     return from_pillow(picture, torch.zeros(()))
 
 
-def _feather(draw: ImageDraw.ImageDraw, x: float, y: float, heading: float, *, length: float, light: int) -> None:
-    """A stem from (x, y) with barbs at 60 degrees on both sides, shorter towards the tip. Lengths in pixels."""
-
-    def point(start: tuple[float, float], angle: float, distance: float) -> tuple[float, float]:
-        return start[0] + distance * math.cos(angle), start[1] + distance * math.sin(angle)
-
-    draw.line([(x, y), point((x, y), heading, length)], fill=light, width=1)
+def _feather(x: float, y: float, heading: float, *, length: float) -> list[tuple[float, float]]:
+    """A path in pixels: a stem from (x, y) with barbs at 60 degrees on both sides, shorter towards the tip."""
+    cosine, sine = math.cos(heading), math.sin(heading)
+    sides = [(math.cos(heading + side), math.sin(heading + side)) for side in (-math.pi / 3.0, math.pi / 3.0)]
+    path = [(x, y)]
     for along in range(3, int(length), 3):
-        root = point((x, y), heading, along)
-        for side in (-math.pi / 3, math.pi / 3):
-            tip = point(root, heading + side, 0.35 * (length - along))
-            draw.line([root, tip], fill=max(40, light - 50), width=1)
+        root = x + along * cosine, y + along * sine
+        barb = 0.35 * (length - along)
+        for across, down in sides:
+            path += [root, (root[0] + barb * across, root[1] + barb * down), root]
+    return path
 
 
 def _clouds(height: int, width: int, stream: torch.Generator) -> Tensor:
