@@ -18,7 +18,7 @@ from sparring.rollout import SamplingConfig
 def test_four_levels_break_most_answers_and_a_quarter_of_the_range_all_that_the_picture_gave() -> None:
     policy, sampling = Policy.load("bundled"), SamplingConfig()
     problems = list(map(SceneProblems("test", 16, SceneConfig()).__getitem__, range(16)))
-    config = AttackConfig(num_steps=5, num_restarts=1)
+    config = AttackConfig(num_steps=5, num_restarts=2)
     with Grader() as grader:
         views = [policy.processor.clean_view(problem) for problem in problems]
         groups = respond(policy, problems, views, sampling, grader, max_rows=16)
