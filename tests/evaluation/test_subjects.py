@@ -26,6 +26,7 @@ from sparring.types import Problem
 from tiny_models import tiny_problem
 
 CONFIG = EndpointConfig(model="m", first_wait_seconds=0.01, deadline_seconds=60.0)
+PATIENT = replace(CONFIG, attempt_seconds=3000.0, deadline_seconds=3000.0)
 GREEDY = SamplingConfig(max_new_tokens=7, greedy=True)
 
 
@@ -131,7 +132,7 @@ def test_a_policy_behind_a_server_does_as_it_does_at_hand(tmp_path: Path) -> Non
 
     threats = with_controls(parse_threats(["gaussian_noise:1", "paraphrase:1"]))
     with chat_server(otherwise=serve) as server, Grader() as grader:
-        subjects = (PolicySubject(policy, "bundled"), EndpointSubject(Endpoint(server.url, CONFIG)))
+        subjects = (PolicySubject(policy, "bundled"), EndpointSubject(Endpoint(server.url, PATIENT)))
         found = [
             [outcome for part in Suite(subject, threats, sampling, grader, seed=0).run(SceneProblems("test", 3))
              for outcome in part.outcomes]

@@ -43,8 +43,8 @@ def card_tables(card: Mapping[str, Any]) -> list[Table]:
     corruptions = card["corruptions"] or {"by_name": {}}
     is_graded = any(len(own["severities"]) > 1 for own in corruptions["by_name"].values())
     table = _table(
-        f"Accuracy (%) on {card['data']['num_problems']} problems with 95 % intervals",
-        ("threat", "accuracy", "drop", "→ wrong", "→ right"),
+        f"Accuracy (%) on {card['data']['num_problems']} problems; lost, won: turned wrong, right",
+        ("threat", "accuracy", "drop", "lost", "won"),
     )
     for name, entry in card["threats"].items():
         if not (is_graded and entry["kind"] == "corruption"):
