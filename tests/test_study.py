@@ -276,8 +276,10 @@ def test_a_wrong_study_is_refused_by_name(study: Study, changes: dict[str, Any],
 
 
 def test_a_wrong_condition_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="condition x: unknown threat 'fog'"):
-        Condition("x", ("fog",))
+    with pytest.raises(ConfigError, match="condition x: threats: unknown threat 'fogg'; did you mean fog"):
+        Condition("x", ("fogg",))
+    with pytest.raises(ConfigError, match="condition x: it names no threat"):
+        Condition("x", ())
     with pytest.raises(ConfigError, match="label 'a/b'"):
         Condition("a/b")
 
@@ -297,9 +299,17 @@ def test_saei_vs_grpo_makes_the_runs_that_it_always_made() -> None:
     assert tags == ["clean", "noisy", "attacked", "blank", "ood"], "as in the outcomes of its earlier runs"
 
 
-def test_the_headline_takes_every_method_that_there_is() -> None:
-    names = [arm.name for arm in robustness.STUDY.arms]
-    assert names == [name for name in robustness.METHODS if name in PRESETS] and names[0] == "grpo"
+def test_a_set_of_corruptions_is_recorded_member_by_member() -> None:
+    assert Condition("seen", ("fog:2", "noise:1")).tags == {
+        name: f"seen/{name}" for name in ("fog:2", "gaussian_noise:1", "shot_noise:1", "impulse_noise:1")
+    }
+    assert Condition("noisy", ("gaussian_noise:2",)).tags == {"gaussian_noise:2": "noisy"}
+
+
+def test_the_headline_compares_presets_under_corruptions_that_no_other_condition_has() -> None:
+    assert [arm.preset for arm in robustness.STUDY.arms] == ["grpo", "noisyrollout", "kl_cov", "saei", "roma"]
+    tags = {condition.label: set(condition.tags) for condition in robustness.STUDY.conditions}
+    assert len(tags["seen"]) == 4 and len(tags["unseen"]) == 15 and not tags["seen"] & tags["unseen"]
 
 
 def test_options_are_explained() -> None:
