@@ -1,6 +1,6 @@
-"""SaEI's step over GRPO's, by phase: 16 prompts x 8 responses on the bundled VLM, two optimizer steps, with KL term.
+"""SaEI's step over GRPO's, by phase: prompts x 8 responses on the bundled VLM, two optimizer steps, with KL term.
 
-    python benchmarks/saei_step.py [--precision fp32] [--rounds 5]
+    python benchmarks/saei_step.py [--precision fp32] [--rounds 5] [--prompts 64]
 
 Both sample the same number of responses and score old and reference log-probs; SaEI samples half of them on attacked
 pictures. Below the measured ratio stands what a count of operations gives at the lengths of real models.
@@ -15,10 +15,14 @@ PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference l
 """Functions that a method calls -> what they are."""
 
 
-def contestant(name: str, precision: str, steps: int) -> None:
+def contestant(name: str, precision: str, steps: int, prompts: int) -> None:
+    from dataclasses import replace
+
     from sparring.recipes.run import PRESETS
 
-    time_steps(PRESETS[name][1], precision, steps, PHASES)
+    config = PRESETS[name][1]
+    batch = replace(config.method.batch, prompts_per_step=prompts)
+    time_steps(replace(config, method=replace(config.method, batch=batch)), precision, steps, PHASES)
 
 
 def at_lengths(prompt: int, response: int, group: int, rollout_share: float, rollout_factor: float) -> float:
@@ -40,13 +44,14 @@ def at_lengths(prompt: int, response: int, group: int, rollout_share: float, rol
 
 def main() -> None:
     parser = parser_of(__doc__, rounds=5, steps=5)
+    parser.add_argument("--prompts", type=int, default=16, help="prompts per step")
     options = parser.parse_args()
     if options.contestant:
-        contestant(options.contestant, options.precision, options.steps)
+        contestant(options.contestant, options.precision, options.steps, options.prompts)
         return
-    base = ["--precision", options.precision, "--steps", str(options.steps)]
+    base = ["--precision", options.precision, "--steps", str(options.steps), "--prompts", str(options.prompts)]
     found = race(__file__, {name: [*base, "--contestant", name] for name in ("grpo", "saei")}, rounds=options.rounds)
-    print(f"\n{options.precision}, {machine()}")
+    print(f"\n{options.prompts} prompts, {options.precision}, {machine()}")
     print("| seconds | grpo | saei |\n|---|---|---|")
     for key, name in {"seconds": "whole step", **{phase: phase for phase in PHASES.values()}, "rest": "rest"}.items():
         columns = [spread([figures.get(key, 0.0) for figures in found[who]]) for who in ("grpo", "saei")]
