@@ -36,7 +36,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from sparring.models.llava_onevision import LlavaOnevision
 from sparring.models.policy import Policy
 from sparring.models.preprocess import pixels_to_patches
-from sparring.models.processor import Processor
+from sparring.models.processor import Processor, Prompt
 from sparring.models.qwen_vl import QwenVL
 from sparring.types import Group, Problem, Rollout, View
 
@@ -344,3 +344,17 @@ def _byte_symbols() -> set[str]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     return set(ByteLevel.alphabet())
+
+
+def left_padded(prompts: list[Prompt], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids (B, S), attention mask (B, S) and positions (3, B, S) of prompts that end together."""
+    length = max(prompt.input_ids.numel() for prompt in prompts)
+    input_ids = torch.full((len(prompts), length), pad_token_id)
+    attention_mask = torch.zeros(len(prompts), length, dtype=torch.int64)
+    position_ids = torch.zeros(3, len(prompts), length, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        start = length - prompt.input_ids.numel()
+        input_ids[row, start:] = prompt.input_ids
+        attention_mask[row, start:] = 1
+        position_ids[:, row, start:] = prompt.position_ids
+    return input_ids, attention_mask, position_ids

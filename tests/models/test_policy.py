@@ -12,10 +12,9 @@ from torch import Tensor
 
 from sparring.models.cache import SiblingCache
 from sparring.models.policy import Policy
-from sparring.models.processor import Prompt
 from sparring.scoring import score
 from sparring.types import Group
-from tiny_models import FAMILIES, model_inputs, response_logprobs, save_tiny, tiny_group
+from tiny_models import FAMILIES, left_padded, model_inputs, response_logprobs, save_tiny, tiny_group
 
 
 @pytest.fixture
@@ -72,19 +71,6 @@ def test_a_frozen_clone_shares_nothing_and_gets_no_gradient(tiny_policy: Policy)
     assert not torch.equal(score(tiny_policy, [group], **arguments).logprobs_T, before)
     assert not any(parameter.requires_grad for parameter in clone.module.parameters())
     assert all(parameter.requires_grad for parameter in tiny_policy.module.parameters())
-
-
-def left_padded(prompts: list[Prompt], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    length = max(prompt.input_ids.numel() for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), pad_token_id)
-    attention_mask = torch.zeros(len(prompts), length, dtype=torch.int64)
-    position_ids = torch.zeros(3, len(prompts), length, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        start = length - prompt.input_ids.numel()
-        input_ids[row, start:] = prompt.input_ids
-        attention_mask[row, start:] = 1
-        position_ids[:, row, start:] = prompt.position_ids
-    return input_ids, attention_mask, position_ids
 
 
 def decoded_logprobs(policy: Policy, groups: list[Group]) -> list[Tensor]:

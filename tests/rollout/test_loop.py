@@ -40,7 +40,7 @@ class MarkovModule(nn.Module):
         self.prefill_rows: list[int] = []
         self.decode_rows: list[int] = []
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def sampling(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, images: list) -> tuple:

@@ -153,7 +153,7 @@ def shared_prefix_attention(
         return _attend_packed(q_LHE, k_LKE, v_LKE, shared_prefix, scaling=scaling, dropout=dropout)[None], None
     if siblings is not None:
         prompt_states = siblings.prompt_states(int(module.layer_idx))  # type: ignore[arg-type]
-        out = _attend_siblings(query, key, value, *prompt_states, siblings, scaling=scaling, window=sliding_window)
+        out = attend_siblings(query, key, value, *prompt_states, siblings, scaling=scaling, window=sliding_window)
         return out, None
     mask_nrs = None if attention_mask is None else attention_mask[:, 0]
     is_causal = mask_nrs is None and query.shape[2] > 1
@@ -211,7 +211,7 @@ def _attend_bucket(
     )
 
 
-def _attend_siblings(
+def attend_siblings(
     q_RH1E: Tensor,
     k_BKgtE: Tensor,
     v_BKgtE: Tensor,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +24,7 @@ from sparring import distributed
 from sparring.errors import UserError
 from sparring.models.attention import SharedPrefix
 from sparring.models.cache import SiblingCache
+from sparring.models.decoding import StepDecoder
 from sparring.models.families import bundled_path, load_vlm, row_layout
 from sparring.models.family import Family, RowLayout
 from sparring.models.head import Comparison, token_kl, token_logprobs
@@ -57,6 +59,7 @@ class PolicyModule(nn.Module):
         self.vlm = vlm
         self.family = family
         self.precision = precision
+        self._steps: StepDecoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -65,10 +68,21 @@ class PolicyModule(nn.Module):
     def autocast(self) -> torch.autocast:
         """The precision that every method computes in: bfloat16 over float32 weights for ``"bf16"``, else none.
 
-        Entering it around a loop of ``decode`` calls converts the weights once instead of at every call. Let nothing
-        with gradient run inside: weights that were converted without gradient would be reused.
+        Let nothing with gradient run inside after something without: converted weights are kept, and would be reused.
         """
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around ``prefill`` and a loop of ``decode`` calls: weights, which must not change within, are made ready once
+        instead of at every call."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._steps = StepDecoder.of(self.vlm.get_decoder(), self.vlm.get_output_embeddings(), dtype)
+        try:
+            with self.autocast():
+                yield
+        finally:
+            self._steps = None
 
     def forward(
         self,
@@ -159,10 +173,13 @@ class PolicyModule(nn.Module):
         Returns:
             float32 (R, V) logits of the next token.
         """
+        position_ids = self.family.rope_positions(position[None, :, None].expand(3, -1, 1))
+        if self._steps is not None:
+            return self._steps(token_ids, position_ids, siblings)
         with self.autocast():
             outputs = self.vlm.get_decoder()(
                 inputs_embeds=self.vlm.get_input_embeddings()(token_ids[:, None]),
-                position_ids=self.family.rope_positions(position[None, :, None].expand(3, -1, 1)),
+                position_ids=position_ids,
                 attention_mask=_NO_MASK,
                 past_key_values=siblings,
                 siblings=siblings,

@@ -59,7 +59,7 @@ def sample(
     mine = distributed.my_share(requests)
     rollouts: list[list[Rollout]] = [[] for _ in mine]
     batches = list(_batches(mine, max_rows))
-    with _evaluation_mode(policy.module), policy.module.autocast():
+    with _evaluation_mode(policy.module), policy.module.sampling():
         for number in range(distributed.all_reduce_max(len(batches))):
             if number >= len(batches):
                 # Nothing left to do here, but sharded weights can only be used by all ranks together.
