@@ -179,14 +179,14 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(tmp_path: Path, capsys: 
 
 def test_eval_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    few = ["--num-problems", "6", "--data", "scenes:ood", "--gallery", "1"]
-    assert main(["eval", *few, "--threats", "gaussian_noise", "typos:2", "--out", str(first)]) == 0
+    few = ["--num-problems", "4", "--data", "scenes:ood", "--gallery", "1", "--max-new-tokens", "32"]
+    assert main(["eval", *few, "--threats", "noise:1", "gaussian_noise:5", "typos:2", "--out", str(first)]) == 0
     shown = capsys.readouterr().out
     for expected in ("Accuracy (%) by severity", "typos:2", "blank", "worst: gaussian_noise", str(first / "card.json")):
         assert expected in shown
     assert set(json.loads((first / "card.json").read_text())["threats"]) > {"clean", "blank", "gaussian_noise:5"}
-    assert main(["eval", "bundled", *few, "--threats", "typos:2", "pgd:4/255", "--attack.num-steps", "2",
-                 "--attack.num-checked", "0", "--out", str(second)]) == 0  # fmt: skip
+    attack = ["--attack.num-steps", "1", "--attack.num-restarts", "1", "--attack.num-checked", "0"]
+    assert main(["eval", "bundled", *few, "--threats", "typos:2", "pgd:4/255", *attack, "--out", str(second)]) == 0
     assert main(["eval", "--resume", str(second)]) == 0
     capsys.readouterr()
     out = tmp_path / "new" / "comparison.json"
