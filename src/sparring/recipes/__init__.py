@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparring.recipes import robustness, saei_vs_grpo
+from sparring.recipes import ablations, robustness, saei_vs_grpo
 from sparring.recipes.attack_figures import AttackFiguresConfig, attack_figures
 from sparring.recipes.bundled_figures import FiguresConfig, bundled_figures
 from sparring.recipes.bundled_vlm import BundledVLMConfig, train_bundled_vlm
 from sparring.recipes.study import Study
 
-STUDIES: Mapping[str, Study] = {recipe.STUDY.name: recipe.STUDY for recipe in (robustness, saei_vs_grpo)}
+STUDIES: Mapping[str, Study] = {
+    study.name: study for study in (robustness.STUDY, ablations.SAEI, ablations.ROMA, saei_vs_grpo.STUDY)
+}
 """Methods x seeds by name: what `sparring study NAME` runs."""
 
 OTHER_RECIPES: Mapping[str, tuple[str, Any, Callable[[Any], object]]] = {

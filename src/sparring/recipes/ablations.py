@@ -1,0 +1,58 @@
+"""What of SaEI and of ROMA does the work: each with one part changed at a time, beside GRPO."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparring.recipes.robustness import CONDITIONS, SHARED
+from sparring.recipes.study import Arm, Study
+
+
+def _arm(name: str, preset: str, **changes: Any) -> Arm:
+    return Arm(name, preset, {"method": {"name": preset, **changes}} if changes else {})
+
+
+def _study(name: str, description: str, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> Study:
+    return Study(
+        name=name,
+        description=description,
+        arms=tuple(_arm(arm, preset, **changes) for arm, (preset, changes) in arms.items()),
+        conditions=CONDITIONS,
+        seeds=(0, 1, 2),
+        steps=100,
+        num_test=400,
+        shared=SHARED,
+    )
+
+
+SAEI = _study(
+    "saei-ablations",
+    "SaEI's token groups, attack steps, group size, and random signs in place of its attack",
+    {
+        "grpo": ("grpo", {}),
+        "saei": ("saei", {}),
+        "all-tokens": ("saei", {"token_group": "all"}),
+        "lowest": ("saei", {"token_group": "lowest"}),
+        "highest": ("saei", {"token_group": "highest"}),
+        "five-steps": ("saei", {"num_attack_steps": 5}),
+        "random-sign": ("saei", {"attack": "random_sign"}),
+        "small-group": ("saei", {"num_clean": 2, "num_adversarial": 2}),
+        "grpo-small-group": ("grpo", {"group_size": 4}),
+    },
+)
+"""Table 3 and 4 of the paper and its ablation of the number of steps; the last two arms belong together."""
+
+ROMA = _study(
+    "roma-ablations",
+    "ROMA without its KL term, auxiliary term or gate, with the mean over views, and rollouts on degraded pictures",
+    {
+        "grpo": ("grpo", {}),
+        "roma": ("roma", {}),
+        "no-kl": ("roma", {"invariance_coefficient": 0.0}),
+        "no-auxiliary": ("roma", {"auxiliary_coefficient": 0.0}),
+        "no-gate": ("roma", {"correct_only": False}),
+        "mean": ("roma", {"over_views": "mean"}),
+        "one-view": ("roma", {"num_views": 1}),
+        "rad": ("rad", {"corruptions": ["roma-seen"]}),
+    },
+)
+"""The parts that the abstract names; `rad` is the obvious fix that it warns of: all of GRPO on degraded pictures."""
