@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparring.provenance import Interrupt, append_jsonl, environment, git_state, new_run_folder, read_jsonl
+from sparring.provenance import Interrupt, append_jsonl, environment, git_state, new_run_folder, read_jsonl, write_text
 
 
 def test_environment_names_versions_and_is_json() -> None:
@@ -48,6 +48,21 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "file", "one")
+
+    def fails(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(OSError, match="No space"):
+            write_text(tmp_path / "file", "two")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "one")]
+    write_text(tmp_path / "file", "two")
+    assert (tmp_path / "file").read_text() == "two"
+
+
 def test_git_state_tells_commit_and_changes(repository: Path) -> None:
     clean = git_state(repository)
     assert clean == {"commit": clean["commit"], "dirty": False} and len(clean["commit"]) == 40

@@ -248,6 +248,9 @@ def test_results_of_other_settings_are_refused(study: Study, undisturbed: Path) 
         start(study, undisturbed, num_test=5)
     with pytest.raises(ConfigError, match="differs from this run in: steps"):
         start(study, undisturbed, steps=3)
+    louder = replace(study, shared={**study.shared, "evaluation": {"strength": {"noise_sigma": 0.3}}})
+    with pytest.raises(ConfigError, match="another evaluation of grpo"):
+        start(louder, undisturbed)
 
 
 def test_presets_may_join_a_study(study: Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ def test_cells_by_hand(runs: list[Measured]) -> None:
     assert saei["clean"]["difference"]["value"] == 0.25 and grpo["clean"]["difference"] is None
     assert grpo["clean"]["change"]["value"] == 0.25 and saei["dim"]["change"]["value"] == 0
     assert table["before"]["clean"]["mean"] == 0.25 and table["before"]["dim"]["mean"] == 1 / 8
+
+
+def test_a_blank_picture_has_no_best(runs: list[Measured]) -> None:
+    blank = [Measured(r.arm, r.seed, [o for o in r.outcomes if o.threat == "dim/blank"], []) for r in runs]
+    renamed = [Measured(r.arm, r.seed, [replace(o, threat="none") for o in r.outcomes], []) for r in blank]
+    cells = table_figures(renamed, None, [Condition("none", ("blank",))], "grpo")["cells"]
+    assert cells["grpo"]["none"]["mean"] > cells["saei"]["none"]["mean"]
+    assert not any(own["none"][mark] for own in cells.values() for mark in ("best", "second"))
 
 
 def test_intervals_are_those_of_the_statistics_module_over_runs_and_problems(runs: list[Measured]) -> None:

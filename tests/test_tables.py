@@ -46,6 +46,7 @@ def card(*severities: str) -> dict[str, Any]:
     ]
     return {
         "data": {"num_problems": 300},
+        "decoding": {"num_samples": 1},
         "threats": {name: dict(entry) for name in names} | {"jpeg_compression:3": entry | {"kind": "corruption"}},
         "corruptions": {"by_name": by_name, "mean": WIDE, "worst": worst, "sets": {"noise": WIDE}, "mce": mce},
         "checks": checks,
@@ -69,6 +70,11 @@ def test_a_card_fits_into_80_columns() -> None:
     single = printed(card_tables(card("3")))
     assert "by severity" not in single and "jpeg_compression:3" in single
     assert printed(card_tables(card("3") | {"corruptions": None})) == single
+    sampled = card("3") | {"decoding": {"num_samples": 16}}
+    for entry in sampled["threats"].values():
+        entry["strict_k"] = {"value": 0.25, "low": 0.1, "high": 0.4}
+    shown = printed(card_tables(sampled))
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown and "all 16" in shown and " 25.0 " in shown
 
 
 def test_what_a_card_says_in_one_figure() -> None:

@@ -143,7 +143,12 @@ def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Pa
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
     assert run_test(config, parts) == expected
-    lines = [json.loads(line) for line in (parts / "attacks.jsonl").read_text().splitlines()]
+    # Of the controls the last is lost: it alone is made again.
+    file = parts / "attacks.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]))
+    assert run_test(config, parts) == expected
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {(line["control"], line["problem_id"]) for line in lines} >= {("attack", "data-2"), ("noise", "data-3")}
 
 
@@ -181,6 +186,17 @@ def test_a_reference_card(config: TestingConfig, tmp_path: Path) -> None:
     for path in (tmp_path / "no.json", tmp_path / "nowhere.json"):
         with pytest.raises(UserError, match=r"not the card\.json"):
             run_test(replace(config, reference=path), tmp_path / "new")
+
+
+def test_a_reference_that_does_not_fit_is_refused_before_anything_is_tested(
+    config: TestingConfig, tmp_path: Path
+) -> None:
+    run_test(config, tmp_path / "base")
+    for other, said in ((replace(config, threats=("snow:4",)), "lacks snow at severity 4"),
+                        (replace(config, num_problems=3), "on other data")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            open_test(replace(other, reference=tmp_path / "base", out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_endpoint_on_a_file_goes_on_after_it_went_down(config: TestingConfig, tmp_path: Path) -> None:

@@ -94,11 +94,15 @@ def append_jsonl(path: str | Path, *records: Mapping[str, Any], is_synced: bool 
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file; one that is there is replaced in one go, or kept."""
+    """Write a UTF-8 text file; one that is there is replaced in one go, or kept. Several processes may write it."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        # On a full disk half a draft is in the way of what could still be saved.
+        draft.unlink(missing_ok=True)
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

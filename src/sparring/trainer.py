@@ -15,7 +15,7 @@ import torch
 from sparring import distributed
 from sparring.checkpoint import load_latest, save_checkpoint
 from sparring.data.stream import ProblemStream
-from sparring.provenance import Interrupt, append_jsonl, read_jsonl
+from sparring.provenance import Interrupt, append_jsonl, read_jsonl, write_text
 from sparring.types import Metrics
 from sparring.update import NonFiniteLossError, Player
 
@@ -179,9 +179,7 @@ class Trainer:
         if not path.exists() or not distributed.is_main():
             return
         kept = [record for record in read_jsonl(path) if record["step"] <= step]
-        draft = path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        draft.replace(path)
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def _save_post_mortem(self, error: NonFiniteLossError) -> None:
         minibatch = error.minibatch

@@ -116,6 +116,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (GOOD | {"choices": ["a", "b"], "answer_kind": "text", "answer": "a"}, "go together"),
     (GOOD | {"choices": ["a"], "answer": "a"}, "1 options"),
     (GOOD | {"choices": ["a", "a"], "answer": "a"}, "all different"),
+    (GOOD | {"choices": ["a", "a "], "answer": "a"}, "all different"),
     (GOOD | {"choices": ["a", "b"], "answer": "c"}, "none of the choices"),
     (GOOD | {"choices": "ab"}, "not a list of texts"),
     (GOOD | {"boxes": 3}, "boxes is not a list"),

@@ -46,6 +46,7 @@ def card_of(rights: dict[str, str], reference: dict[str, Any] | None = None, **m
 
 
 CLEAN = "1111111100"
+CLEAN_THREAT = parse_threats(["clean"])[0].describe()
 
 
 def test_accuracy_drop_and_flips() -> None:
@@ -138,6 +139,8 @@ def test_samples_average_at_k_and_strict_k() -> None:
     # Of 12 responses, paired by sample, p0/0, p1/2, p2/1 fall and p3/0... was right too; none rises: 9 - 6 = 3.
     assert math.isclose(fogged["right_to_wrong"], 3 / 12) and fogged["wrong_to_right"] == 0
     assert math.isclose(fogged["drop"]["value"], 0.25) and fogged["strict_k"]["value"] == 0
+    text = card_markdown(card | {"decoding": {"mode": "sampled", "num_samples": 3, "temperature": 0.7}})
+    assert "| drop | all 3 right |" in text and "] | 50.0 [15.0, 85.0] | 0.0 |" in text  # Wilson, 2 of 4
     assert (entry["avg_at_k"]["low"], entry["avg_at_k"]["high"]) == (
         wilson_interval(3, 4).low,
         wilson_interval(3, 4).high,
@@ -158,7 +161,7 @@ def test_precision_recall_f1_and_share_of_yes() -> None:
 def test_lengths_that_a_server_does_not_tell_are_left_out() -> None:
     found = records("clean", "11", length=0)
     found[1]["length"] = 8
-    threats = {"clean": parse_threats(["clean"])[0].describe()}
+    threats = {"clean": CLEAN_THREAT}
     assert build_card(found, threats, about=about(), sets={})["threats"]["clean"]["length"] == 8
     silent = build_card(records("clean", "11", length=0), threats, about=about(), sets={})
     assert silent["threats"]["clean"]["length"] is None and "| 100.0 |  |" in card_markdown(silent)
@@ -206,9 +209,15 @@ def test_as_markdown() -> None:
     assert "says yes" not in text
 
 
+def test_names_of_others_do_not_break_a_table() -> None:
+    found = [*records("clean", "11", family="a|b\nc"), records("clean", "1")[0] | {"problem_id": "x"}]
+    text = card_markdown(build_card(found, {"clean": CLEAN_THREAT}, about=about(), sets={}))
+    assert "| threat | a\\|b c | even |" in text
+
+
 def test_yes_and_no_as_markdown() -> None:
     found = [r | {"truth": "yes", "answer": "yes" if r["is_correct"] else "no"} for r in records("clean", "1100")]
-    threats = {"clean": parse_threats(["clean"])[0].describe()}
+    threats = {"clean": CLEAN_THREAT}
     text = card_markdown(build_card(found, threats, about=about(), sets={}))
     # Two of four found: F1 = 2 * 2 / (2 + 4).
     assert "| clean | 100.0 | 50.0 | 66.7 | 50.0 | 4 |" in text

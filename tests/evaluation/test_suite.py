@@ -69,6 +69,7 @@ def test_changes_are_paired_by_problem() -> None:
     before, after = outcomes([True] * 20 + [False] * 20), outcomes([True] * 30 + [False] * 10)
     found = changes(before, after)["noisy"]
     assert math.isclose(found.value, 0.25) and 0 < found.low < 0.25 < found.high
+    assert changes(before[::-1], after)["noisy"] == found, "by the name of the problem, not by place"
     same = changes(before, before)["noisy"]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 

@@ -323,6 +323,7 @@ def test_records_survive_json_and_summaries_count_them(policy: Policy) -> None:
     summary = attack_summary(found, SMALL)
     assert json.loads(json.dumps(summary)) == summary
     assert summary["accuracy"]["value"] == sum(record.is_right for record in found) / 8  # type: ignore[index]
+    assert (summary["num_steps"], summary["num_restarts"], summary["momentum"]) == (3, 2, 0.0)
     curves = summary["loss_by_step"]
     first = [record.losses[0] for record in found if record.was_right]
     assert curves[0] == pytest.approx([sum(step) / len(first) for step in zip(*first, strict=True)])  # type: ignore[index]

@@ -198,9 +198,10 @@ def _choices(record: Mapping[str, Any]) -> tuple[str, ...]:
     choices = record.get("choices") or []
     if not (isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)):
         raise _BadRow("choices is not a list of texts")
-    if len(choices) == 1 or len(choices) > len(_LETTERS) or len(set(choices)) < len(choices):
-        raise _BadRow(f"choices holds {len(choices)} options: give 2 to {len(_LETTERS)}, all different")
-    return tuple(choice.strip() for choice in choices)
+    options = tuple(choice.strip() for choice in choices)
+    if len(options) == 1 or len(options) > len(_LETTERS) or len(set(options)) < len(options):
+        raise _BadRow(f"choices holds {len(options)} options: give 2 to {len(_LETTERS)}, all different")
+    return options
 
 
 def _with_options(

@@ -15,7 +15,7 @@ from sparring.configs import from_dict, to_dict
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import CLEAN, GRADIENT_ATTACKS, Threat
-from sparring.evaluation.whitebox import AttackRecord, attack_summary, control_attacks
+from sparring.evaluation.whitebox import AttackRecord, attack_summary, control_attacks, control_names
 from sparring.provenance import append_jsonl, read_jsonl
 from sparring.types import Problem
 
@@ -75,17 +75,20 @@ def run_checks(
     for threat in suite.threats:
         if threat.attack not in GRADIENT_ATTACKS:
             continue
-        if not log.controls(threat):
-            _run_controls(suite, threat, problems, log)
+        _run_controls(suite, threat, problems, log)
         for check in check_attack(log.records(threat), log.controls(threat), blank):
             found.append({"threat": threat.name, **vars(check)})
     return found
 
 
 def _run_controls(suite: Suite, threat: Threat, problems: Sequence[Problem], log: AttackLog) -> None:
+    """Every control of an attack on the problems that lack one of them, as an interruption may have left some."""
     assert suite.subject.policy is not None
-    for start in range(0, len(problems), suite.batch_size):
-        batch = [problems[i] for i in range(start, min(start + suite.batch_size, len(problems)))]
+    names = control_names(suite.attack_config(threat), has_surrogate=suite.surrogate is not None)
+    done = [{record.problem_id for record in log.records(threat, name)} for name in names]
+    missing = [problem for problem in problems if not all(problem.id in own for own in done)]
+    for start in range(0, len(missing), suite.batch_size):
+        batch = missing[start : start + suite.batch_size]
         controls = control_attacks(
             suite.subject.policy,
             suite.respond(batch, CLEAN, {}),

@@ -201,13 +201,11 @@ def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any])
 
     Raises UserError if the reference was made on other data or lacks a corruption or severity.
     """
-    _require_same_data(card, reference)
-    ours, theirs = card["corruptions"]["by_name"], reference["corruptions"]["by_name"]
+    ours = card["corruptions"]["by_name"]
+    check_reference(reference, card["data"], [(name, int(s)) for name, own in ours.items() for s in own["severities"]])
+    theirs = reference["corruptions"]["by_name"]
     errors: dict[str, dict[str, float | None]] = {}
     for name, own in ours.items():
-        lacking = [s for s in own["severities"] if s not in theirs.get(name, {}).get("severities", {})]
-        if lacking:
-            raise UserError(f"the reference card lacks {name} at severity {', '.join(lacking)}: test it on that too")
         sums = []
         for side, source in ((card, own), (reference, theirs[name])):
             accuracies = [source["severities"][s]["value"] for s in own["severities"]]
@@ -230,6 +228,30 @@ def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any])
         "by_name": errors,
         "notes": notes,
     }
+
+
+def check_reference(
+    reference: Mapping[str, Any], data: Mapping[str, Any], corruptions: Sequence[tuple[str | None, int | None]]
+) -> None:
+    """UserError unless mCE can be computed against a card.
+
+    Args:
+        data: what the card that is compared with it says of its data.
+        corruptions: (name, severity) of all that it is over.
+    """
+    if reference["corruptions"] is None:
+        raise UserError(f"the reference card, of {reference['model']['name']}, has no corruptions: test it on some")
+    for key, mine in data.items():
+        theirs = reference["data"].get(key)
+        if key != "num_bad" and theirs != mine:
+            raise UserError(
+                f"the reference card was made on other data ({key} {theirs!r}, here {mine!r}): make it on the same "
+                "problems"
+            )
+    by_name = reference["corruptions"]["by_name"]
+    for name, severity in corruptions:
+        if str(severity) not in by_name.get(name, {}).get("severities", {}):
+            raise UserError(f"the reference card lacks {name} at severity {severity}: test it on that too")
 
 
 def build_card(
@@ -285,14 +307,8 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         "",
         f"{card['data']['num_problems']} problems, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
         "",
-        "| threat | accuracy | drop | right to wrong | wrong to right | well-formed | tokens |",
-        "|---|---|---|---|---|---|---|",
+        *_threat_lines(card["threats"], decoding["num_samples"]),
     ]
-    for name, entry in card["threats"].items():
-        cells = [name, in_percent(entry["accuracy"]), in_percent(entry["drop"], sign="+")]
-        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed")]
-        cells.append("" if entry["length"] is None else f"{entry['length']:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
     if card["corruptions"] is not None:
         lines += ["", *_corruption_lines(card["corruptions"])]
     lines += [*_family_lines(card["threats"]), *_yes_no_lines(card["threats"])]
@@ -300,6 +316,30 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         marks = {True: "passed", False: "**failed**", None: "undecided"}
         lines += ["", *(f"- {c['threat']}, {c['name']}: {marks[c['passed']]}; {c['detail']}" for c in card["checks"])]
     return "\n".join(lines) + "\n"
+
+
+def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:
+    """A row for each threat; of several samples also the share of problems with all of them right."""
+    strict = [f"all {num_samples} right"] if num_samples > 1 else []
+    head = ("threat", "accuracy", "drop", *strict, "right to wrong", "wrong to right", "well-formed", "tokens")
+    lines = _head(*head)
+    for name, entry in threats.items():
+        cells = [name, in_percent(entry["accuracy"]), in_percent(entry["drop"], sign="+")]
+        cells += [in_percent(entry["strict_k"])] if strict else []
+        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed")]
+        cells.append("" if entry["length"] is None else f"{entry['length']:.1f}")
+        lines.append(_row(*cells))
+    return lines
+
+
+def _head(*names: str) -> list[str]:
+    """The first two lines of a table."""
+    return [_row(*names), "|" + "---|" * len(names)]
+
+
+def _row(*cells: str) -> str:
+    """A line of a table; names of families come from files of others."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def in_percent(estimate: Mapping[str, float], sign: str = "") -> str:
@@ -313,32 +353,29 @@ def _family_lines(threats: Mapping[str, Any]) -> list[str]:
     families = sorted({family for entry in threats.values() for family in entry["families"]})
     if len(families) < 2:
         return []
-    lines = ["", "| threat | " + " | ".join(families) + " |", "|" + "---|" * (len(families) + 1)]
-    for name, entry in threats.items():
-        lines.append("| " + " | ".join([name, *(in_percent(entry["families"][family]) for family in families)]) + " |")
-    return lines
+    rows = (
+        _row(name, *(in_percent(entry["families"][family]) for family in families)) for name, entry in threats.items()
+    )
+    return ["", *_head("threat", *families), *rows]
 
 
 def _yes_no_lines(threats: Mapping[str, Any]) -> list[str]:
     """How the model answers questions whose truth is yes or no, if there are any."""
     figures = ("precision", "recall", "f1", "yes_ratio")
-    lines = ["", "| yes or no | precision | recall | F1 | says yes | questions |", "|---|---|---|---|---|---|"]
+    lines = ["", *_head("yes or no", "precision", "recall", "F1", "says yes", "questions")]
     asked = {name: entry["yes_no"] for name, entry in threats.items() if entry["yes_no"] is not None}
     for name, own in asked.items():
         cells = ["" if own[figure] is None else f"{100 * own[figure]:.1f}" for figure in figures]
-        lines.append("| " + " | ".join([name, *cells, str(own["num"])]) + " |")
+        lines.append(_row(name, *cells, str(own["num"])))
     return lines if asked else []
 
 
 def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
     severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
-    lines = [
-        "| corruption | " + " | ".join(f"severity {s}" for s in severities) + " | mean |",
-        "|" + "---|" * (len(severities) + 2),
-    ]
+    lines = _head("corruption", *(f"severity {s}" for s in severities), "mean")
     for name, own in corruptions["by_name"].items():
         cells = [in_percent(own["severities"][s]) if s in own["severities"] else "" for s in severities]
-        lines.append("| " + " | ".join([name, *cells, in_percent(own["mean"])]) + " |")
+        lines.append(_row(name, *cells, in_percent(own["mean"])))
     worst = corruptions["worst"]
     lines += ["", f"Mean over corruptions {in_percent(corruptions['mean'])}; worst: {worst['threat']}, "
               f"{in_percent(worst['accuracy'])}."]  # fmt: skip
@@ -349,18 +386,6 @@ def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
         lines += ["", f"mCE {figures[0]}, relative mCE {figures[1]}, against {mce['reference']} = 100."]
         lines += [f"{note}." for note in mce["notes"]]
     return lines
-
-
-def _require_same_data(card: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    if reference["corruptions"] is None:
-        raise UserError(f"the reference card, of {reference['model']['name']}, has no corruptions: test it on some")
-    mine, theirs = card["data"], reference["data"]
-    for name in ("name", "num_problems", "fingerprint"):
-        if mine[name] != theirs[name]:
-            raise UserError(
-                f"the reference card was made on other data ({name} {theirs[name]!r}, here {mine[name]!r}): "
-                "make it on the same problems"
-            )
 
 
 def _families(table: Table) -> dict[str, Any]:

@@ -22,11 +22,11 @@ it is undecided, ``None``, as is everything about fewer than six problems, of wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sparring.evaluation.statistics import mcnemar_exact
 from sparring.evaluation.whitebox import AttackRecord
 
 SIGNIFICANT = 0.05
@@ -183,9 +183,7 @@ def regenerated(is_regenerated_P: Sequence[bool]) -> Check:
 def _sign_test(differences: Sequence[float]) -> tuple[int, int, float]:
     """How many are above 0 and below, and the exact two-sided probability of a split at least as uneven by chance."""
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    num = above + below
-    tail = sum(math.comb(num, k) for k in range(min(above, below) + 1))
-    return above, below, min(1.0, 2 * tail / 2**num)
+    return above, below, mcnemar_exact(above, below)
 
 
 def _sign(value: float) -> int:

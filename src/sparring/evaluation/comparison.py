@@ -108,12 +108,7 @@ def _require_same_problems(first: Tested, second: Tested) -> None:
             if only
         ]
         raise UserError(f"not the same problems: {'; '.join(examples)}; test both on the same data and number")
-    for problem, truth in mine.items():
-        if truth and theirs[problem] and truth != theirs[problem]:
-            raise UserError(
-                f"not the same problems: the answer to {problem!r} is {truth!r} in {first.name} and "
-                f"{theirs[problem]!r} in {second.name}"
-            )
+    require_same_answers(first, second)
     if first.fingerprint and second.fingerprint and first.fingerprint != second.fingerprint:
         raise UserError(
             f"{first.name} and {second.name} were tested on other data with the same names of problems (the cards' "
@@ -121,9 +116,21 @@ def _require_same_problems(first: Tested, second: Tested) -> None:
         )
 
 
+def require_same_answers(first: Tested, second: Tested) -> None:
+    """UserError for a problem that has other answers in the two: only its name is the same."""
+    theirs = _truths(second)
+    for problem, truth in _truths(first).items():
+        other = theirs.get(problem, "")
+        if truth and other and truth != other:
+            raise UserError(
+                f"not the same problems: the answer to {problem!r} is {truth!r} in {first.name} and {other!r} in "
+                f"{second.name}"
+            )
+
+
 def _truths(tested: Tested) -> dict[str, str]:
     """Problem -> its answer, empty where the record does not say (tests of older runs)."""
-    return {record["problem_id"]: record.get("truth", "") for record in tested.records}
+    return {str(record.get("problem_id", "")): str(record.get("truth") or "") for record in tested.records}
 
 
 def _fingerprint(card: Path) -> str | None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from sparring import distributed
 from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import CLEAN, Threat
+from sparring.perturb.corruptions.filters import to_pillow
 from sparring.provenance import append_jsonl
 from sparring.scoring import score
 from sparring.types import Group, Problem, View
@@ -87,7 +87,7 @@ def _write_example(
         rollout, picture = group.rollouts[0], _side_by_side(_view(group))
         assert rollout.reward is not None
         file = f"{number:03d}-{label}.png"
-        _save(picture, folder / file)
+        to_pillow(picture).save(folder / file)
         pictures.append(picture)
         reward = {name: _plain(getattr(rollout.reward, name)) for name in ("value", "parts", "reasons")}
         records.append({"image": file, "text": rollout.text, "tokens": tokens, "reward": reward})
@@ -95,7 +95,7 @@ def _write_example(
     difference = None
     if not torch.equal(*pictures):
         difference = f"{number:03d}-diff.png"
-        _save(0.5 + AMPLIFIED * (pictures[1] - pictures[0]), folder / difference)
+        to_pillow(0.5 + AMPLIFIED * (pictures[1] - pictures[0])).save(folder / difference)
     example = {
         "problem_id": problem.id,
         "question": problem.question,
@@ -145,11 +145,6 @@ def _side_by_side(view: View) -> Tensor:
     height = max(image.shape[-2] for image in view.images)
     padded = [F.pad(image, (0, 0, 0, height - image.shape[-2]), value=1.0) for image in view.images]
     return torch.cat(padded, dim=-1).cpu()
-
-
-def _save(picture: Tensor, path: Path) -> None:
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(path)
 
 
 def _plain(value: Any) -> Any:

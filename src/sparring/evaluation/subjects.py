@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sparring.endpoints import Endpoint
 from sparring.models.policy import Policy
+from sparring.perturb.corruptions.filters import to_pillow
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.seeding import derive_seed
 from sparring.types import Problem, Rollout, View
@@ -92,13 +92,12 @@ class EndpointSubject:
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, max_rows: int
     ) -> list[tuple[Rollout, ...]]:
         del max_rows  # the endpoint's own concurrency bounds what is asked at a time
-        payloads = [
-            self._payload(request, sampling, number) for request in requests for number in range(request.num_samples)
-        ]
+        payloads = [payload for request in requests for payload in self._payloads(request, sampling)]
         answers = iter(self._endpoint.complete_all(payloads))
         return [tuple(_rollout(request, next(answers)) for _ in range(request.num_samples)) for request in requests]
 
-    def _payload(self, request: SampleRequest, sampling: SamplingConfig, number: int) -> dict[str, Any]:
+    def _payloads(self, request: SampleRequest, sampling: SamplingConfig) -> list[dict[str, Any]]:
+        """One for each sample; they share the pictures, and differ in the seed."""
         question = request.problem.question
         text = f"{question.strip()} {self._instruction}" if self._instruction else question
         pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in request.view.images]
@@ -107,17 +106,17 @@ class EndpointSubject:
             "max_tokens": sampling.max_new_tokens,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
         }
-        if not sampling.greedy:
-            # 31 bits: some servers read the seed into a signed 32-bit integer.
-            payload["seed"] = derive_seed(request.seed, request.first_sample + number) >> 32
-        return payload
+        if sampling.greedy:
+            return [payload] * request.num_samples
+        numbers = range(request.first_sample, request.first_sample + request.num_samples)
+        # 31 bits: some servers read the seed into a signed 32-bit integer.
+        return [payload | {"seed": derive_seed(request.seed, number) >> 32} for number in numbers]
 
 
 def data_url(image: Tensor) -> str:
     """A float (3, H, W) picture in [0, 1] as the data URL of a PNG file, rounded to 8 bits."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+    to_pillow(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 

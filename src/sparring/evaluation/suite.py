@@ -11,10 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparring.errors import UserError
-from sparring.evaluation.statistics import Estimate, paired_bootstrap_difference, wilson_interval
+from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
     CLEAN,
@@ -337,9 +335,10 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Metrics]:
 def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Estimate]:
     """For each threat the difference of two accuracies on the same problems, with a paired bootstrap interval."""
     result: dict[str, Estimate] = {}
+    was_right = {(outcome.problem_id, outcome.threat): outcome.is_correct for outcome in before}
     for threat in dict.fromkeys(outcome.threat for outcome in after):
-        rows = [[[float(o.is_correct) for o in outcomes if o.threat == threat]] for outcomes in (after, before)]
-        result[threat] = paired_bootstrap_difference(np.array(rows[0]), np.array(rows[1]), seed=0)
+        moved = [float(o.is_correct) - was_right[o.problem_id, threat] for o in after if o.threat == threat]
+        result[threat] = bootstrap_scores(moved, seed=0)
     return result
 
 

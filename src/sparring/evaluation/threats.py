@@ -10,8 +10,8 @@
 | ``pgd:4/255`` | a white-box attack within an L-infinity ball; ``pgd-l2:2`` within an L2 ball |
 | ``random_sign:4/255`` | random signs of the same size: what the attacks have to beat |
 
-Whatever is random in a threat derives its seed from the run's seed, the problem's id and the threat's name, so a result
-depends neither on batch size nor on order.
+Whatever is random in a threat derives its seed from the run's seed, the problem's id and the name of the corruption,
+edit or attack (not its severity: the same draw, stronger), so a result depends neither on batch size nor on order.
 """
 
 from __future__ import annotations

@@ -242,6 +242,12 @@ def transfer_responses(
     return _worst_of(partial(_responses, policy, sampling, grader, max_rows), groups, candidates, config, name)
 
 
+def control_names(config: AttackConfig, *, has_surrogate: bool) -> tuple[str, ...]:
+    """What ``control_attacks`` makes; ``fewer_steps`` (a quarter) has no sense for an attack of one step."""
+    fewer = ("fewer_steps",) if config.num_steps > 1 else ()
+    return ("noise", "large_budget", *fewer, *(("transfer",) if has_surrogate else ()))
+
+
 def control_attacks(
     policy: Policy,
     groups: Sequence[Group],
@@ -254,8 +260,8 @@ def control_attacks(
     token_budget: int = 16384,
     max_rows: int = 256,
 ) -> dict[str, list[Attacked]]:
-    """What ``checks.check_attack`` compares an attack with: ``noise``, ``large_budget``, ``fewer_steps`` (a quarter;
-    not for an attack of one step) and, with a surrogate, ``transfer``. Arguments as for :func:`attack_responses`."""
+    """What ``checks.check_attack`` compares an attack with, under ``control_names``. Arguments as for
+    :func:`attack_responses`."""
     attack = partial(
         attack_responses, policy, groups, grader=grader, sampling=sampling,
         seed=seed, token_budget=token_budget, max_rows=max_rows,
@@ -275,8 +281,8 @@ def control_attacks(
 
 
 def attack_summary(records: Sequence[AttackRecord], config: AttackConfig) -> dict[str, object]:
-    """An attack's entry of a card: accuracy over all problems with 95 % bounds, after rounding and before, and for each
-    restart the mean over its problems of the loss before each step and at the end."""
+    """An attack's entry of a card: how it was made, accuracy over all problems with 95 % bounds, after rounding and
+    before, and for each restart the mean over its problems of the loss before each step and at the end."""
     by_restart = [
         [record.losses[restart] for record in records if len(record.losses) > restart and record.losses[restart]]
         for restart in range(config.num_restarts)
@@ -284,6 +290,10 @@ def attack_summary(records: Sequence[AttackRecord], config: AttackConfig) -> dic
     return {
         "norm": config.norm,
         "radius": config.radius,
+        "num_steps": config.num_steps,
+        "num_restarts": config.num_restarts,
+        "relative_step": config.relative_step,
+        "momentum": config.momentum,
         "loss_by_step": [[sum(step) / len(step) for step in zip(*rows, strict=True)] for rows in by_restart],
         "accuracy_float": asdict(wilson_interval(sum(r.is_right_unrounded for r in records), len(records))),
         "accuracy": asdict(wilson_interval(sum(r.is_right for r in records), len(records))),

@@ -22,6 +22,7 @@ from sparring.evaluation.whitebox import (
 )
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import corrupt
+from sparring.provenance import write_text
 from sparring.recipes.run import ModelConfig, load_policy, use_threads
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
@@ -71,7 +72,7 @@ def attack_figures(config: AttackFiguresConfig) -> dict[str, object]:
         figures[name] = entry
         print(json.dumps({name: entry}), flush=True)
         if config.out is not None:
-            config.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_text(config.out, json.dumps(figures, indent=2) + "\n")
 
     with Grader() as grader:
         views = [policy.processor.clean_view(problem) for problem in chosen]

@@ -22,7 +22,7 @@ from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
 from sparring.evaluation.attack_log import AttackLog, run_checks
-from sparring.evaluation.card import build_card, card_markdown
+from sparring.evaluation.card import build_card, card_markdown, check_reference
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
@@ -242,6 +242,9 @@ def open_test(config: TestingConfig) -> Test:
     )
     reference = _read_reference(config.reference)
     source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
+    if reference is not None:
+        graded = [(t.corruption, t.severity) for t in config.all_threats if t.kind == "corruption"]
+        check_reference(reference, source.describe(), graded)
     policy = model_print = None
     if config.is_endpoint:
         if distributed.world_size() > 1:

@@ -9,7 +9,7 @@ from typing import Any
 from sparring.errors import UserError
 from sparring.evaluation.statistics import Estimate
 from sparring.report.folders import EvaluationFolder, Folder, Records, RunFolder
-from sparring.report.outcomes import Change, accuracy, by_threat, change, scores_of, share
+from sparring.report.outcomes import Change, accuracy, by_threat, change, mean_length, scores_of
 from sparring.report.text import LONG, name_of, shortened, visible
 
 MOST_FLIPS = 200
@@ -106,7 +106,7 @@ def _compared(threat: str, first: Records, second: Records) -> Compared | None:
 
 
 def _length(records: Records, problems: Set[str]) -> float | None:
-    return share([record for record in records if str(record.get("problem_id", "")) in problems], "length")
+    return mean_length([record for record in records if str(record.get("problem_id", "")) in problems])
 
 
 def _flip(key: tuple[str, str], one: Mapping[str, Any], two: Mapping[str, Any]) -> Flip:

@@ -44,6 +44,8 @@ class RunFolder:
     before: Records
     """Outcomes of the test before training; empty if it was not made."""
     after: Records
+    card: Mapping[str, Any]
+    """Of the test after training; empty if there is none."""
     gallery: Records
 
 
@@ -111,6 +113,7 @@ def read_run(path: Path) -> RunFolder:
         metrics=_jsonl(path / "metrics.jsonl"),
         before=_jsonl(path / "test-before.jsonl"),
         after=_jsonl(path / "test-after.jsonl"),
+        card=_shaped(path / "card-after.json", _CARD),
         gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
     )
 

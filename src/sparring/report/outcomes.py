@@ -12,15 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from sparring.evaluation.statistics import Estimate, bootstrap_mean, paired_bootstrap_difference, wilson_interval
+from sparring.evaluation.statistics import Estimate, bootstrap_scores, holm, mcnemar_exact, wilson_interval
 
 Record = Mapping[str, Any]
 Scores = Mapping[str, float]
 """Problem -> share of its responses that are right."""
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -34,11 +30,8 @@ class Change:
     gained: tuple[str, ...]
     """Problems on which it did better."""
     num_paired: int
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the interval excludes no difference."""
-        return self.difference.low > 0 or self.difference.high < 0
+    is_single: bool = True
+    """Whether each problem has one response in both, which is what McNemar's test asks for."""
 
 
 def number(value: object) -> float | None:
@@ -76,26 +69,28 @@ def scores_of(records: Sequence[Record]) -> dict[str, float]:
 
 
 def accuracy(scores: Scores) -> Estimate:
-    """Mean over problems: Wilson's interval where every score is 0 or 1, else a bootstrap over problems."""
-    values = list(scores.values())
-    if all(value in (0.0, 1.0) for value in values):
-        return wilson_interval(int(sum(values)), len(values))
-    return bootstrap_mean(np.array([values]), seed=0, num_resamples=_RESAMPLES)
+    """Mean over problems with Wilson's interval, as on cards."""
+    return wilson_interval(math.fsum(scores.values()), len(scores))
 
 
 def change(before: Scores, after: Scores) -> Change | None:
-    """The change on the problems that both have; None if there is none."""
+    """The change on the problems that both have, with the bootstrap of cards; None if there is none."""
     shared = [problem for problem in before if problem in after]
     if not shared:
         return None
-    first, second = ([scores[problem] for problem in shared] for scores in (before, after))
-    difference = paired_bootstrap_difference(np.array([second]), np.array([first]), seed=0, num_resamples=_RESAMPLES)
     return Change(
-        difference,
+        bootstrap_scores([after[p] - before[p] for p in shared], seed=0),
         lost=tuple(p for p in shared if after[p] < before[p]),
         gained=tuple(p for p in shared if after[p] > before[p]),
         num_paired=len(shared),
+        is_single=all(scores[p] in (0.0, 1.0) for scores in (before, after) for p in shared),
     )
+
+
+def p_values(changes: Mapping[str, Change]) -> dict[str, float]:
+    """McNemar's exact test of each change of single responses, corrected for all of them together (Holm)."""
+    asked = {name: mcnemar_exact(len(c.gained), len(c.lost)) for name, c in changes.items() if c.is_single}
+    return dict(zip(asked, holm(list(asked.values())), strict=True))
 
 
 def families(records: Sequence[Record]) -> dict[str, Estimate]:
@@ -111,6 +106,11 @@ def share(records: Sequence[Record], name: str) -> float | None:
     values = [float(record[name]) for record in records if isinstance(record.get(name), int | float)]
     values = [value for value in values if math.isfinite(value)]
     return sum(values) / len(values) if values else None
+
+
+def mean_length(records: Sequence[Record]) -> float | None:
+    """Mean length of the responses whose length is known: 0 says that a server did not tell."""
+    return share([record for record in records if record.get("length")], "length")
 
 
 def reasons(records: Sequence[Record]) -> dict[str, float]:

@@ -19,14 +19,16 @@ import jinja2
 from markupsafe import Markup
 
 from sparring import __version__
+from sparring.evaluation.comparison import Tested, require_same_answers
+from sparring.provenance import write_text
 from sparring.report import comparison, robustness, study
 from sparring.report.charts import COLOURS
 from sparring.report.curves import best_step, overlaid_panels, run_panels, smoothing
 from sparring.report.folders import EvaluationFolder, Folder, RunFolder, StudyFolder, read_folder
 from sparring.report.gallery import ENTROPY_BOUNDS, read_gallery
 from sparring.report.heading import comparison_heading, evaluation_heading, run_heading, study_heading
-from sparring.report.outcomes import by_threat, change, estimate, number, scores_of
-from sparring.report.text import percent, points, visible
+from sparring.report.outcomes import by_threat, change, estimate, number, p_values, scores_of
+from sparring.report.text import p_value, percent, points, visible
 
 REPORT = "report.html"
 
@@ -51,7 +53,8 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
     """Write the page that compares two runs or evaluations; by default into the second folder.
 
     Raises:
-        UserError: one of them has nothing to compare, or a file cannot be read.
+        UserError: one of them has nothing to compare, the same problem has other answers in the two, or a file cannot
+            be read.
     """
     folders = read_folder(first), read_folder(second)
     page = second / f"against-{first.resolve().name}.html"
@@ -72,12 +75,14 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "heading": run_heading(run, {threat: moved.difference for threat, moved in changes.items()}, best),
         "tests": tests,
         "changes": changes,
+        "p_values": p_values(changes),
         "change_rows": robustness.difference_rows([(threat, moved.difference) for threat, moved in changes.items()]),
         "families": list(robustness.family_groups(tests)),
         "reasons": [(label, *robustness.reason_table(t)) for label, t in zip(("before", "after"), tests, strict=True)],
         "panels": main,
         "smoothing": smoothing([run.metrics]),
         "other_panels": others,
+        **_corruptions(run.card),
         "gallery": read_gallery(run.path / "gallery", run.gallery),
     }
 
@@ -87,17 +92,24 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
     threats = card.get("threats") or robustness.threats_of(evaluation.outcomes)
     return {
         "heading": evaluation_heading(evaluation, threats),
-        "card": card,
         "checks": robustness.checks(card),
         "kinds": robustness.by_kind(threats),
         "threats": threats,
-        "corruption_rows": robustness.corruption_rows(card),
-        "set_rows": robustness.set_rows(card),
-        "severity_panels": robustness.severity_panels(card),
+        "is_sampled": any("strict_k" in entry for entry in threats.values()),
+        **_corruptions(card),
         "attack_panels": [*robustness.budget_panels(card), *robustness.loss_panels(card)],
         "families": list(robustness.family_groups([threats])),
         "reasons": [("", *robustness.reason_table(threats))],
         "gallery": read_gallery(evaluation.path / "gallery", evaluation.gallery),
+    }
+
+
+def _corruptions(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "card": card,
+        "corruption_rows": robustness.corruption_rows(card),
+        "set_rows": robustness.set_rows(card),
+        "severity_panels": robustness.severity_panels(card),
     }
 
 
@@ -114,6 +126,7 @@ def _study(found: StudyFolder) -> dict[str, Any]:
 def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     first, second = folders
     outcomes = comparison.outcomes_of(first), comparison.outcomes_of(second)
+    require_same_answers(Tested(str(first.path), outcomes[0]), Tested(str(second.path), outcomes[1]))
     rows = comparison.compare(*outcomes)
     flips, num_more = comparison.flips(*outcomes)
     labelled = zip(("A", "B"), folders, strict=True)
@@ -122,6 +135,7 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     return {
         "heading": comparison_heading(first.path, second.path, rows),
         "rows": rows,
+        "p_values": p_values({row.threat: row.change for row in rows}),
         "change_rows": robustness.difference_rows([(row.threat, row.change.difference) for row in rows]),
         "families": list(
             robustness.family_groups([robustness.threats_of(own) for own in comparison.paired(*outcomes)])
@@ -151,12 +165,7 @@ def _write(out: Path, template: str, content: Mapping[str, Any]) -> Path:
         )
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(out, text)
     return out
 
 
@@ -172,7 +181,13 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        estimate=estimate, number=number, percent=percent, points=points, sections=_sections, trim_left=str.lstrip
+        estimate=estimate,
+        number=number,
+        p_value=p_value,
+        percent=percent,
+        points=points,
+        sections=_sections,
+        trim_left=str.lstrip,
     )
     return environment
 

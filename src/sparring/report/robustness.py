@@ -18,6 +18,7 @@ from sparring.report.outcomes import (
     change,
     estimate,
     families,
+    mean_length,
     number,
     reasons,
     scores_of,
@@ -64,17 +65,16 @@ def threats_of(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
             "num_problems": len(scores),
             "accuracy": as_json(accuracy(scores)),
             "well_formed": share(own, "is_well_formed"),
-            "length": share(own, "length"),
+            "length": mean_length(own),
             "families": {family: as_json(value) for family, value in families(own).items()},
             "reasons": reasons(own),
         }
         if clean is not None and threat != "clean":
-            moved = change(clean, scores)
-            if moved is not None:
-                value, low, high = moved.difference.value, moved.difference.low, moved.difference.high
-                entry["drop"] = {"value": -value, "low": -high, "high": -low}
-                entry["right_to_wrong"] = len(moved.lost) / moved.num_paired
-                entry["wrong_to_right"] = len(moved.gained) / moved.num_paired
+            back = change(scores, clean)
+            if back is not None:
+                entry["drop"] = as_json(back.difference)
+                entry["right_to_wrong"] = len(back.gained) / back.num_paired
+                entry["wrong_to_right"] = len(back.lost) / back.num_paired
         found[threat] = entry
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sparring.evaluation.statistics import Estimate
@@ -50,8 +50,6 @@ def read_table(study: StudyFolder) -> StudyTable | None:
     for condition in map(str, table.get("conditions", ())):
         found = {name_of(method): _cell(own.get(condition, {})) for method, own in cells.items()}
         known = {method: cell for method, cell in found.items() if cell is not None}
-        if condition == "blank":  # a control: more is not better
-            known = {method: replace(cell, mark="") for method, cell in known.items()}
         rows.append((name_of(condition), _cell(start.get(condition, {})), known))
     if not rows:
         return None

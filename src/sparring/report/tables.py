@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from sparring.report.text import p_value
+
 Summary = Mapping[str, Mapping[str, float]]
 """Threat -> metrics with ``accuracy``, its bounds ``accuracy_low`` and ``accuracy_high``, ``well_formed``,
 ``length``."""
@@ -39,18 +41,24 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tu
 
 
 def card_tables(card: Mapping[str, Any]) -> list[Table]:
-    """A card: each threat, and where corruptions have several severities, those in a table of their own."""
+    """A card: each threat, and where corruptions have several severities, those in a table of their own.
+
+    Of several samples the share of problems with all of them right stands beside the accuracy.
+    """
     corruptions = card["corruptions"] or {"by_name": {}}
     is_graded = any(len(own["severities"]) > 1 for own in corruptions["by_name"].values())
+    num_samples = card["decoding"]["num_samples"]
+    strict = [f"all {num_samples}"] if num_samples > 1 else []
     table = _table(
         f"Accuracy (%) on {card['data']['num_problems']} problems; lost, won: turned wrong, right",
-        ("threat", "accuracy", "drop", "lost", "won"),
+        ("threat", "accuracy", "drop", *strict, "lost", "won"),
     )
     for name, entry in card["threats"].items():
         if not (is_graded and entry["kind"] == "corruption"):
             flips = [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right")]
             drop = "" if name == "clean" else _change(entry["drop"], is_loss=True)
-            table.add_row(name, _interval(entry["accuracy"]), drop, *flips)
+            all_right = [f"{100 * entry['strict_k']['value']:.1f}"] if strict else []
+            table.add_row(name, _interval(entry["accuracy"]), drop, *all_right, *flips)
     return [table, _severity_table(corruptions)] if is_graded else [table]
 
 
@@ -82,7 +90,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     table = _table(title, ("threat", "A", "B", "B - A", "only A", "only B", "p"))
     for name, entry in comparison["threats"].items():
         test = entry["mcnemar"]
-        counts = ["", "", ""] if test is None else [str(test["only_a"]), str(test["only_b"]), f"{test['p_holm']:.3f}"]
+        counts = ["", "", ""] if test is None else [str(test["only_a"]), str(test["only_b"]), p_value(test["p_holm"])]
         accuracies = [f"{100 * entry[side]['value']:.1f}" for side in ("a", "b")]
         table.add_row(name, *accuracies, _change(entry["difference"]), *counts)
     return table

@@ -59,6 +59,11 @@ def points(difference: float) -> str:
     return _rounded(difference, "+")
 
 
+def p_value(p: float | None) -> str:
+    """A p-value to three places; a dash where there is none."""
+    return "–" if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
 def _rounded(share: float, sign: str) -> str:
     text = f"{100 * share:{sign}.1f}"
     return text.replace("-", "−") if text.strip("+-0.") else text.lstrip("+-")

@@ -11,6 +11,7 @@ import numpy as np
 from sparring.errors import UserError
 from sparring.evaluation.statistics import bootstrap_mean, paired_bootstrap_difference
 from sparring.evaluation.suite import Outcome
+from sparring.evaluation.threats import BLANK
 from sparring.recipes.study.conditions import Condition, scores, under
 
 NUM_RESAMPLES = 10_000
@@ -36,8 +37,8 @@ def table_figures(
 
     For each method and condition: mean over seeds and problems with its 95 % interval (both resampled), the standard
     deviation of the seeds' accuracies (over n - 1; none for one seed), the difference to the baseline and to the model
-    before training (problems paired), and whether it is the best or the second of its row. While the baseline has no
-    finished run, there is no difference to it.
+    before training (problems paired), and whether it is the best or the second of its row (none is on a blank picture).
+    While the baseline has no finished run, there is no difference to it.
     """
     methods = sorted(dict.fromkeys(run.arm for run in runs), key=lambda method: method != baseline)
     cells: dict[str, dict[str, Any]] = {method: {} for method in methods}
@@ -55,8 +56,10 @@ def table_figures(
             cell["difference"] = _difference(found[method], found[baseline]) if has_difference else None
             cell["change"] = None if first_SP is None else _difference(found[method], first_SP)
             cells[method][condition.label] = cell
+        # A blank picture is a control: there more is not better.
+        is_control = condition.threats == (BLANK.name,)
         for method, marks in best_and_second({m: cells[m][condition.label]["mean"] for m in methods}).items():
-            cells[method][condition.label].update(marks)
+            cells[method][condition.label].update({name: mark and not is_control for name, mark in marks.items()})
     return {
         "format": 1,
         "baseline": baseline,

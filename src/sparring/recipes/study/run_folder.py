@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal
 
 from sparring.errors import UserError
+from sparring.provenance import write_text
 
 State = Literal["waiting", "running", "done", "failed"]
 LOCK, STATUS, ERROR = "run.lock", "status.json", "error.txt"
@@ -45,14 +46,7 @@ def read_status(folder: Path) -> RunStatus:
 
 def write_status(folder: Path, status: RunStatus) -> None:
     """Only whoever holds the folder's lock writes it."""
-    write_whole(folder / STATUS, json.dumps(vars(status)) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one go; safe when several processes write it at once."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_text(folder / STATUS, json.dumps(vars(status)) + "\n")
 
 
 class FolderLock:

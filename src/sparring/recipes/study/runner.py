@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from sparring.configs import ConfigError, from_dict
-from sparring.evaluation.suite import Outcome, read_outcomes, write_outcomes
+from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, write_outcomes
 from sparring.models.policy import Policy
-from sparring.provenance import read_jsonl
+from sparring.provenance import read_jsonl, write_text
 from sparring.recipes.run import (
     CONFIG,
     RunConfig,
@@ -38,7 +38,6 @@ from sparring.recipes.study.run_folder import (
     State,
     read_status,
     write_status,
-    write_whole,
 )
 from sparring.recipes.study.values import Arm, Study, StudyOptions, picked
 from sparring.report.progress import TrainingProgress
@@ -131,7 +130,8 @@ def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
         saved = json.loads(path.read_text(encoding="utf-8"))
         conditions = {condition["label"]: condition for condition in saved["conditions"]}
         num_test = saved["num_test"]
-    except (ValueError, KeyError, TypeError) as error:
+        tested = {name: arm["config"]["evaluation"] for name, arm in saved["arms"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error!r}; delete it, it is made anew") from error
     for condition in study.conditions:
         old = conditions.get(condition.label)
@@ -139,6 +139,10 @@ def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
             raise ConfigError(f"{path} has another condition {condition.label}: rename it, or take another --out")
     if num_test != study.num_test:
         raise ConfigError(f"{path} was tested with --num-test {num_test}: take that, or another --out")
+    for arm in study.arms:
+        now = study.config(arm).evaluation
+        if arm.name in tested and from_dict(EvaluationConfig, tested[arm.name], str(path)) != now:
+            raise ConfigError(f"{path} was tested with another evaluation of {arm.name}: take that, or another --out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +271,7 @@ class _Work:
             {"name": task.name, "arm": task.arm, "seed": task.seed, **vars(self.status(task))} for task in self.tasks
         ]
         record = {**self.study.to_record(), "runs": runs, "seconds_left": self.seconds_left()}
-        write_whole(self.options.out / RECORD, json.dumps(record, indent=2) + "\n")
+        write_text(self.options.out / RECORD, json.dumps(record, indent=2) + "\n")
 
     def write_tables(self) -> None:
         """Tables and curves of the finished runs, to files and to the console."""
@@ -284,9 +288,9 @@ class _Work:
             **table_figures(runs, before, self.study.conditions, self.study.arms[0].name),
         }
         curves = curve_figures(runs, self.study.curves)
-        write_whole(out / "table.json", json.dumps(table, indent=2) + "\n")
-        write_whole(out / "curves.json", json.dumps(curves, indent=2) + "\n")
-        write_whole(out / "table.md", markdown(table) + curve_table(curves, "validation/entropy"))
+        write_text(out / "table.json", json.dumps(table, indent=2) + "\n")
+        write_text(out / "curves.json", json.dumps(curves, indent=2) + "\n")
+        write_text(out / "table.md", markdown(table) + curve_table(curves, "validation/entropy"))
         for part in console_tables(table):
             self.console.print(part)
         self.say(f"study: {out}")
