@@ -98,8 +98,9 @@ def main() -> None:
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     budget = 1000 if arguments.case == "roma-together" else 130
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=budget))
-    if arguments.case in ("single", "dynamic"):
-        # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step.
+    if arguments.case in ("single", "dynamic", "roma-together"):
+        # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step. And
+        # it grows what rounding differs by where one rank passes all views together and two pass one after the other.
         player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=1e-3)
         player.config = replace(player.config, learning_rate=0.3)
     method = METHODS[type(config)](
