@@ -6,10 +6,10 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness import measured
+from harness import measured, spread
 
 
 def time_steps(
@@ -73,3 +73,13 @@ def time_steps(
             rows.append(row | {name: metrics[name] for name in ("length", "accuracy")})
     names = rows[-1].keys()
     measured({key: round(statistics.median(row[key] for row in rows[2:]), 4) for key in names})
+
+
+def print_phases(found: Mapping[str, Sequence[Mapping[str, Any]]], phases: Mapping[str, str]) -> None:
+    """A table of what `time_steps` measured of every contestant, round by round: medians with their range."""
+    rows = {"seconds": ("whole step", 2), **{phase: (phase, 2) for phase in phases.values()}, "rest": ("rest", 2)}
+    rows |= {"peak_mb": ("peak memory (MB)", 0), "accuracy": ("share of right answers", 2)}
+    print(f"| seconds | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+    for key, (title, digits) in rows.items():
+        columns = [spread([figures.get(key, 0.0) for figures in of_one], digits) for of_one in found.values()]
+        print(f"| {title} | {' | '.join(columns)} |")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness import machine, parser_of, race, ratios, spread
-from phases import time_steps
+from phases import print_phases, time_steps
 
 PHASES = {
     "sample": "rollout",
@@ -60,13 +60,7 @@ def main() -> None:
     names = ("grpo", *options.only)
     found = race(__file__, {name: [*base, "--contestant", name] for name in names}, rounds=options.rounds)
     print(f"\n{options.precision}, {options.views} views, {machine()}")
-    print(f"| seconds | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for key, title in {"seconds": "whole step", **{phase: phase for phase in PHASES.values()}, "rest": "rest"}.items():
-        columns = [spread([figures.get(key, 0.0) for figures in found[name]]) for name in names]
-        print(f"| {title} | {' | '.join(columns)} |")
-    for key, title, digits in (("peak_mb", "peak memory (MB)", 0), ("accuracy", "share of right answers", 2)):
-        columns = [spread([figures[key] for figures in found[name]], digits) for name in names]
-        print(f"| {title} | {' | '.join(columns)} |")
+    print_phases(found, PHASES)
     print()
     for name in names[1:]:
         print(f"{name} / grpo: {spread(ratios(found, name, 'grpo', 'seconds'))}")

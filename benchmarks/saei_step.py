@@ -9,7 +9,7 @@ pictures. Below the measured ratio stands what a count of operations gives at th
 from __future__ import annotations
 
 from harness import machine, parser_of, race, ratios, spread
-from phases import time_steps
+from phases import print_phases, time_steps
 
 PHASES = {"sample": "rollout", "attack": "attack", "score": "old and reference log-probs", "optimise": "update"}
 """Functions that a method calls -> what they are."""
@@ -52,12 +52,7 @@ def main() -> None:
     base = ["--precision", options.precision, "--steps", str(options.steps), "--prompts", str(options.prompts)]
     found = race(__file__, {name: [*base, "--contestant", name] for name in ("grpo", "saei")}, rounds=options.rounds)
     print(f"\n{options.prompts} prompts, {options.precision}, {machine()}")
-    print("| seconds | grpo | saei |\n|---|---|---|")
-    for key, name in {"seconds": "whole step", **{phase: phase for phase in PHASES.values()}, "rest": "rest"}.items():
-        columns = [spread([figures.get(key, 0.0) for figures in found[who]]) for who in ("grpo", "saei")]
-        print(f"| {name} | {' | '.join(columns)} |")
-    columns = [spread([figures["peak_mb"] for figures in found[who]], 0) for who in ("grpo", "saei")]
-    print(f"| peak memory (MB) | {' | '.join(columns)} |")
+    print_phases(found, PHASES)
     print(f"\nSaEI / GRPO: {spread(ratios(found, 'saei', 'grpo', 'seconds'))}")
     for prompt, response in ((60, 23), (400, 256), (1100, 512), (1100, 2048)):
         low, high = (at_lengths(prompt, response, 8, 0.5, factor) for factor in (1, 2))

@@ -66,6 +66,8 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
         ROMAConfig(group_size=4, num_views=2, divergence="exact", detach_clean=False, batch=BATCH, loss=LOSS),
         ParityGrader,
     ),
+    # Several views in one pass on one rank, one after the other on two.
+    "roma-together": (ROMAConfig(group_size=4, num_views=2, batch=BATCH, loss=LOSS), ParityGrader),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),
 }
@@ -94,9 +96,11 @@ def main() -> None:
         if sharded is not None:
             sharded.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
-    player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=130))
-    if arguments.case in ("single", "dynamic"):
-        # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step.
+    budget = 1000 if arguments.case == "roma-together" else 130
+    player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=budget))
+    if arguments.case in ("single", "dynamic", "roma-together"):
+        # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step. And
+        # it grows what rounding differs by where one rank passes all views together and two pass one after the other.
         player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=1e-3)
         player.config = replace(player.config, learning_rate=0.3)
     method = METHODS[type(config)](

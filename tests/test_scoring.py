@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from double_precision import double_precision
+from sparring import distributed
 from sparring.models import preprocess
 from sparring.models.policy import Policy
-from sparring.scoring import MicroBatch, micro_batches, pixel_gradients, score
+from sparring.scoring import MicroBatch, micro_batches, pixel_gradients, score, whole_in_one_pass
 from sparring.types import Group, Score, layout_of
 from tiny_models import model_inputs, response_logprobs, tiny_group
 
@@ -174,6 +175,33 @@ def test_every_token_and_rollout_is_in_one_micro_batch_within_the_budget(
         rollouts += micro.rollout_index.tolist()
     assert sorted(tokens) == list(range(layout.num_tokens))
     assert sorted(rollouts) == list(range(layout.num_rollouts))
+
+
+@pytest.mark.parametrize("view", [None, "clean"])
+@pytest.mark.parametrize("token_budget", [10_000, 250, 180, 120, 60, 1])
+def test_groups_that_can_stay_whole_do(tiny_policy: Policy, view: str | None, token_budget: int) -> None:
+    groups = mixed_groups(tiny_policy)
+    arguments = {"view": view, "token_budget": token_budget}
+    parts = whole_in_one_pass(tiny_policy, groups, **arguments)
+    for part in parts:
+        # A group's rollouts are those of one micro-batch, so it is named in no other.
+        named = [
+            set(micro.layout.group_N.tolist())
+            for micro in micro_batches(tiny_policy, [groups[n] for n in part], **arguments)
+        ]
+        assert sorted(number for found in named for number in found) == list(range(len(part)))
+    placed = [number for part in parts for number in part]
+    assert len(set(placed)) == len(placed)
+    # One that is in no part comes apart even alone.
+    for number in set(range(len(groups))) - set(placed):
+        assert len(list(micro_batches(tiny_policy, [groups[number]], **arguments))) > 1
+    if token_budget == 10_000:
+        assert parts == [list(range(len(groups)))]
+
+
+def test_ranks_take_groups_apart(tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert whole_in_one_pass(tiny_policy, mixed_groups(tiny_policy), view=None, token_budget=10_000) == []
 
 
 def test_one_long_prompt_does_not_pad_many_short_ones(tiny_policy: Policy) -> None:

@@ -238,6 +238,21 @@ def test_rollouts_are_taken_out_with_their_constants() -> None:
     assert minibatch.only(torch.zeros(8, dtype=torch.bool)).groups == ()
 
 
+def test_rollouts_are_copied_to_views_with_their_constants() -> None:
+    minibatch = minibatch_of([tiny_group(0, (2, 1)), tiny_group(10, (3,))])
+    copies = minibatch.on_views(["a", "b"])
+    shown = [[(rollout.view, len(rollout.token_ids)) for rollout in group.rollouts] for group in copies.groups]
+    assert shown == [[("a", 2), ("a", 1), ("b", 2), ("b", 1)], [("a", 3), ("b", 3)]]
+    assert [group.problem for group in copies.groups] == [group.problem for group in minibatch.groups]
+    assert copies.constants["token"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert copies.constants["view"].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]
+    for name, values_T in minibatch.constants.items():
+        assert torch.equal(copies.constants[name], values_T[copies.constants["token"]])
+    tokens = torch.cat([rollout.token_ids for group in minibatch.groups for rollout in group.rollouts])
+    copied = torch.cat([rollout.token_ids for group in copies.groups for rollout in group.rollouts])
+    assert torch.equal(copied, tokens[copies.constants["token"]])
+
+
 @pytest.mark.parametrize("budget", [10_000, 60])
 @pytest.mark.parametrize("direction", ["to_others", "from_others"])
 def test_a_loss_sees_the_comparison_of_its_own_tokens(policy: Policy, budget: int, direction: Direction) -> None:

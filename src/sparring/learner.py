@@ -131,6 +131,13 @@ class PolicyLearner(Generic[Config]):
             token_budget=self.player.config.token_budget,
         )
 
+    def old_scores(self, groups: Sequence[Group], *, view: str | None) -> Score | None:
+        """Scores of all responses before the update, entropies included; None if there is but one optimizer step: the
+        policy that sampled is the one that is trained there, and nothing need be scored twice."""
+        if self.config.num_minibatches == 1:
+            return None
+        return self.score(self.player.policy, groups, view=view, with_entropy=True)
+
     def reference_logprobs_T(self, groups: Sequence[Group], *, view: str | None) -> Tensor | None:
         """Log-probs of all responses under the initial policy; None without one."""
         return None if self.reference is None else self.score(self.reference, groups, view=view).logprobs_T

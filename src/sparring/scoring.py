@@ -88,6 +88,27 @@ def micro_batches(
         yield MicroBatch(packed, torch.arange(own.num_tokens) + shift_n[own.rollout_T], rollout_index, own, is_idle)
 
 
+def whole_in_one_pass(
+    policy: Policy, groups: Sequence[Group], *, view: str | None, token_budget: int
+) -> list[list[int]]:
+    """Indices of ``groups`` in parts, of each of which ``micro_batches`` leaves every group in one piece.
+
+    For losses that need several views of a token at once, given as copies of its rollout. A group that alone exceeds
+    the budget is in no part; with several ranks, which share the rows of a pass, none is.
+    """
+    parts: list[list[int]] = []
+    jobs: list[_Job] = []
+    for index, group in enumerate(groups if distributed.world_size() == 1 else ()):
+        own = [job for bundle in _bundles(policy, [group], view, token_budget) for job in bundle]
+        if parts and _is_one_batch(jobs + own, token_budget, policy.row_layout):
+            parts[-1].append(index)
+            jobs += own
+        elif _is_one_batch(own, token_budget, policy.row_layout):
+            parts.append([index])
+            jobs = own
+    return parts
+
+
 @torch.no_grad()
 def score(
     policy: Policy,
@@ -248,6 +269,10 @@ def _batches(jobs: Sequence[_Job], token_budget: int, row_layout: RowLayout) -> 
         batch.append(job)
     if batch:
         yield batch
+
+
+def _is_one_batch(jobs: Sequence[_Job], token_budget: int, row_layout: RowLayout) -> bool:
+    return len(list(_batches(jobs, token_budget, row_layout))) == 1
 
 
 def _end_to_end(

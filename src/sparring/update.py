@@ -137,6 +137,21 @@ class Minibatch:
             {name: values_T[is_kept_T] for name, values_T in self.constants.items()},
         )
 
+    def on_views(self, names: Sequence[str]) -> Minibatch:
+        """Each rollout once per view, as if it had been sampled there, for a pass with ``view=None``.
+
+        Two more constants tell copies apart: ``token``, the number of the token that each copies, and ``view``, that of
+        its view in ``names``; both int64.
+        """
+        layout = layout_of(self.groups)
+        group_T = layout.group_N[layout.rollout_T]
+        by_group = [torch.where(group_T == place)[0] for place in range(len(self.groups))]
+        token_T = torch.cat([token_t.repeat(len(names)) for token_t in by_group])
+        view_T = torch.cat([torch.arange(len(names)).repeat_interleave(len(token_t)) for token_t in by_group])
+        shown = [replace(g, rollouts=tuple(replace(r, view=v) for v in names for r in g.rollouts)) for g in self.groups]
+        constants = {name: values_T[token_T] for name, values_T in self.constants.items()}
+        return Minibatch(tuple(shown), {**constants, "token": token_T, "view": view_T})
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:

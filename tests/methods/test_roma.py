@@ -27,13 +27,15 @@ from sparring.methods.roma import (
     is_regularised_N,
     penalty_shares_KT,
 )
+from sparring.models.packing import row_length
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTIONS, Corruption
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
+from sparring.scoring import score
 from sparring.seeding import derive_seed
-from sparring.types import FinishReason, Group, Metrics, Problem, Reward
+from sparring.types import FinishReason, Group, Metrics, Problem, Reward, layout_of
 from sparring.update import OptimConfig, Player
 from tiny_models import model_inputs, response_logprobs, tiny_group, tiny_problem
 from toy_grader import ParityGrader
@@ -383,6 +385,75 @@ def test_the_cut_into_micro_batches_changes_nothing(settings: dict[str, Any], fo
         assert own_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"over_views": "mean"},
+        {"num_views": 1},
+        {"divergence": "exact"},
+        {"correct_only": False, "auxiliary": "clipped", "normaliser": "all"},
+        {"auxiliary_coefficient": 0.0, "num_minibatches": 1},
+    ],
+    ids=str,
+)
+def test_views_together_give_what_views_one_by_one_give(
+    settings: dict[str, Any], folder: Path, passed: list[tuple[str, int]]
+) -> None:
+    """Metrics too: the worst views' shares and the entropy on views."""
+    config = small(**({"invariance_coefficient": 0.3, "auxiliary_coefficient": 0.5, "group_size": 6} | settings))
+    rows = rows_on_views(folder, config)
+    assert max(rows) < sum(sorted(rows)[:2]), "a pass of the second budget holds one group"
+    results = {}
+    # All groups in one pass; one pass for each; the longest one's copies do not fit any more; nobody's do.
+    for budget in (10_000, max(rows), max(rows) - 1, 1):
+        expected = {"*" if row <= budget else "1" for row in rows}
+        if config.num_views == budget == 1:
+            expected |= {"*"}  # one response on one view is a micro-batch whatever its length
+        passed.clear()
+        results[budget] = trained(folder, config, token_budget=budget)
+        assert {"*", "1"} & set(names(passed).split()) == expected
+    whole, metrics = results.pop(10_000)
+    assert metrics["roma/view_entropy"] > 0.1
+    for cut, own_metrics in results.values():
+        assert_same(cut, whole, folder)
+        assert own_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+
+
+def rows_on_views(folder: Path, config: ROMAConfig) -> list[int]:
+    """For each group that is regularised, the tokens of rows with its copies on all views."""
+    learner = learner_of(folder, config)
+    seeds = [derive_seed(derive_seed(SEED, 0), p.id, n, "rollout") for n, p in enumerate(stream().take(3))]
+    rows = []
+    for group in learner.sample_groups(stream().take(3), seeds):
+        lengths = [
+            len(r.token_ids) for r, m in zip(group.rollouts, is_regularised_N([group], config), strict=True) if m
+        ]
+        prompt = learner.player.policy.encode(group.problem, group.views["clean"]).input_ids.numel()
+        rows += [config.num_views * row_length(prompt, lengths)] if lengths else []
+    return rows
+
+
+def test_the_worst_views_are_counted_over_all_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, from the scores of the views: of one optimizer step, whose views are scored by the same policy."""
+    config = small(num_minibatches=1, correct_only=False)
+    learner, policy = learner_of(folder, config), Policy.load(folder)
+    groups, metrics = spied_step(learner, monkeypatch)
+    arguments = {"temperature": TEMPERATURE, "token_budget": 10_000}
+    clean_T = score(policy, groups, view="clean", **arguments).logprobs_T
+    views = [score(policy, groups, view=degraded_name(k), with_entropy=True, **arguments) for k in range(3)]
+    log_ratio_KT = torch.stack([view.logprobs_T - clean_T for view in views])
+    worst_T = (log_ratio_KT.exp() - log_ratio_KT - 1).argmax(0)
+    layout = layout_of(groups)
+    expected: Counter[str] = Counter()
+    for group, worst in zip(layout.group_N[layout.rollout_T].tolist(), worst_T.tolist(), strict=True):
+        expected[str(groups[group].views[degraded_name(worst)].provenance["operator"])] += 1
+    for kind in ("gaussian_noise", "negative"):
+        assert metrics[f"roma/worst/{kind}"] == pytest.approx(expected[kind] / layout.num_tokens, rel=1e-5)
+    entropy = torch.stack([view.entropy_T for view in views]).mean()
+    assert metrics["roma/view_entropy"] == pytest.approx(float(entropy), rel=1e-4)
+
+
 def test_the_worst_views_are_counted_by_corruption(folder: Path) -> None:
     _, metrics = trained(folder, small(num_views=2, corruptions=("identity:1", "negative:1")))
     shares = {name: value for name, value in metrics.items() if name.startswith("roma/worst/")}
@@ -402,7 +473,8 @@ def test_steps_are_repeated_by_their_seeds(folder: Path) -> None:
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Every pass over a view: its name, with a ``'`` if it is without gradient, and how many rollouts it holds."""
+    """Every pass over a view: its name, ``None`` of all together, with a ``'`` if it is without gradient, and how many
+    rollouts it holds."""
     seen: list[tuple[str, int]] = []
     real_score, real_update = roma.score, learner_module.optimise.__globals__["update"]
 
@@ -411,7 +483,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return real_score(policy, groups, view=view, **settings)
 
     def update(player: Player, passes: list[Any], **settings: Any) -> Metrics:
-        seen.extend((one.view, sum(len(group.rollouts) for group in one.minibatch.groups)) for one in passes)
+        seen.extend((str(one.view), sum(len(group.rollouts) for group in one.minibatch.groups)) for one in passes)
         return real_update(player, passes, **settings)
 
     for module in (roma, learner_module):
@@ -421,37 +493,43 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def names(passed: list[tuple[str, int]]) -> str:
-    """The passes in order, ``c`` clean, 1 to K degraded."""
-    return " ".join(name.replace("clean", "c").replace("degraded-", "") for name, _ in passed)
+    """The passes in order, ``c`` clean, 1 to K degraded, ``*`` over all of these together."""
+    return " ".join(name.replace("clean", "c").replace("degraded-", "").replace("None", "*") for name, _ in passed)
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("settings", "budget", "expected"),
     [
-        # Old scores; to find the worst view all are looked at. Before the second step the clean scores are made anew.
-        ({}, "c' 1' 2' c 1 2 c' 1' 2' c 1 2"),
-        # Nothing to find: the views are differentiated at once.
-        ({"over_views": "mean"}, "c' c 1 2 c' c 1 2"),
-        ({"num_views": 1}, "c' c 1 c' c 1"),
+        # Old scores; the worst view is found where the views are differentiated. Before the second step the clean
+        # scores are made anew.
+        ({}, 10_000, "c' c * c' c *"),
+        ({"over_views": "mean"}, 10_000, "c' c * c' c *"),
+        ({"num_views": 1}, 10_000, "c' c * c' c *"),
         # Only the on-policy step: no old scores, so l0 is scored, on right answers alone.
-        ({"num_minibatches": 1}, "c' 1' 2' c 1 2"),
+        ({"num_minibatches": 1}, 10_000, "c' c *"),
+        # Where the views of a group do not fit, all are looked at to find the worst one; the mean needs no look.
+        ({}, 1, "c' 1' 2' c 1 2 c' 1' 2' c 1 2"),
+        ({"over_views": "mean"}, 1, "c' c 1 2 c' c 1 2"),
         # The clean branch takes gradient too, in a pass of its own, for which the views must be known.
-        ({"over_views": "mean", "detach_clean": False}, "c' 1' 2' c 1 2 c c' 1' 2' c 1 2 c"),
+        ({"over_views": "mean", "detach_clean": False}, 10_000, "c' 1' 2' c 1 2 c c' 1' 2' c 1 2 c"),
         # Hidden states are not among the old scores.
-        ({"divergence": "exact", "num_views": 1}, "c' c' c 1 c' c 1"),
-        ({"invariance_coefficient": 0.0, "num_views": 1}, "c' c 1 c' c 1"),
-        ({"invariance_coefficient": 0.0, "auxiliary_coefficient": 0.0}, "c' c c"),
+        ({"divergence": "exact", "num_views": 1}, 10_000, "c' c' c * c' c *"),
+        # Without the KL term a response is shown one view alone.
+        ({"invariance_coefficient": 0.0, "num_views": 1}, 10_000, "c' c 1 c' c 1"),
+        ({"invariance_coefficient": 0.0, "auxiliary_coefficient": 0.0}, 10_000, "c' c c"),
     ],
     ids=str,
 )
 def test_nothing_is_scored_in_vain(
-    settings: dict[str, Any], expected: str, folder: Path, passed: list[tuple[str, int]]
+    settings: dict[str, Any], budget: int, expected: str, folder: Path, passed: list[tuple[str, int]]
 ) -> None:
     config = small(**({"num_views": 2, "group_size": 8, "batch": BatchConfig(2)} | settings))
-    learner_of(folder, config).step(stream(), 0)
+    learner_of(folder, config, token_budget=budget).step(stream(), 0)
     assert names(passed) == expected
     # Of the eight responses of a minibatch, or sixteen if there is but one, only right ones are shown degraded.
     assert all(num < 16 / config.num_minibatches for name, num in passed if "degraded" in name)
+    together = [num for name, num in passed if name == "None"]
+    assert all(num % config.num_views == 0 and num < 16 / config.num_minibatches * config.num_views for num in together)
 
 
 def test_a_view_without_a_part_is_not_passed(folder: Path, passed: list[tuple[str, int]]) -> None:

@@ -56,6 +56,7 @@ def test_a_steep_sigmoid_is_a_step() -> None:
     [
         (Sigmoid, {"steepness": 0.0}),
         (Sigmoid, {"steepness": math.nan}),
+        (Sigmoid, {"midpoint": math.nan}),
         (Power, {"exponent": 0.0}),
         (Exponential, {"base": 1.0}),
         (Exponential, {"base": 0.0}),

@@ -56,13 +56,10 @@ class GRPO(PolicyLearner[GRPOConfig]):
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
-        config = self.config
-        groups, metrics = collect(stream, self.sample_groups, config.batch, seed=derive_seed(self.seed, step))
+        groups, metrics = collect(stream, self.sample_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
-        # In the first and only optimizer step the old policy is the one that is trained.
-        is_on_policy = config.num_minibatches == 1
-        old = None if is_on_policy else self.score(self.player.policy, groups, view="clean", with_entropy=True)
+        old = self.old_scores(groups, view="clean")
         metrics |= self.optimise(
             groups,
             view="clean",

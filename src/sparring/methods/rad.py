@@ -63,14 +63,14 @@ class RAD(PolicyLearner[RADConfig]):
         groups, metrics = collect(stream, self.sample_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
-        old = self.score(self.player.policy, groups, view=CORRUPTED, with_entropy=True)
+        old = self.old_scores(groups, view=CORRUPTED)
         metrics |= self.optimise(
             groups,
             view=CORRUPTED,
-            old_logprobs_T=old.logprobs_T,
+            old_logprobs_T=None if old is None else old.logprobs_T,
             reference_logprobs_T=self.reference_logprobs_T(groups, view=CORRUPTED),
         )
-        return metrics | mean_entropies(old)
+        return metrics if old is None else metrics | mean_entropies(old)
 
     def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         """Graded groups, each sampled on a corrupted view."""

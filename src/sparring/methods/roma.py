@@ -22,7 +22,7 @@ One step:
 | worst view of each token | `penalty_shares_KT` |
 | auxiliary policy gradient, weighted by the clean advantage | `auxiliary_T` |
 | only correct trajectories | `is_regularised_N` |
-| one pass per view, on what it is worst for | `Regulariser.passes` |
+| all views of a token in one pass, or one after the other | `Regulariser.passes` |
 
 Of the paper we could read the abstract and summaries by others; there is no code. The outline above is theirs, the
 formulas are a reconstruction (``docs/methods/roma.md`` says which is which).
@@ -39,7 +39,6 @@ are drawn once per batch of rollouts, at model size, and rounded to 8 bits.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,12 +48,12 @@ import torch
 from torch import Tensor
 
 from sparring.data.stream import ProblemStream
-from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, mean_entropies
+from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, entropy_of, mean_entropies
 from sparring.models.head import Comparison
 from sparring.objective import clipped_surrogate_T, importance_ratio_T, kl_k3_T, segment_sum, token_weights_T
 from sparring.perturb.corruptions import corrupt, parse_members
 from sparring.rollout.collect import collect
-from sparring.scoring import score
+from sparring.scoring import score, whole_in_one_pass
 from sparring.seeding import derive_seed, generator
 from sparring.types import Group, Metrics, Problem, Score, layout_of
 from sparring.update import Minibatch, Pass, Tokens
@@ -170,9 +169,7 @@ class ROMA(PolicyLearner[ROMAConfig]):
             return metrics
         seeds = [derive_seed(self.seed, step, g.problem.id, place, "views") for place, g in enumerate(groups)]
         groups = [self.with_views(group, seed) for group, seed in zip(groups, seeds, strict=True)]
-        # In the first and only optimizer step the old policy is the one that is trained.
-        is_on_policy = config.num_minibatches == 1
-        old = None if is_on_policy else self.score(self.player.policy, groups, view=CLEAN, with_entropy=True)
+        old = self.old_scores(groups, view=CLEAN)
         regulariser = Regulariser(self, dict(zip(groups, seeds, strict=True)))
         metrics |= self.optimise(
             groups,
@@ -182,7 +179,7 @@ class ROMA(PolicyLearner[ROMAConfig]):
             more_passes=regulariser.passes,
         )
         metrics["roma/regularised"] = float(is_regularised_N(groups, config).float().mean())
-        return metrics | regulariser.metrics() | ({} if old is None else mean_entropies(old))
+        return metrics | ({} if old is None else mean_entropies(old))
 
     def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         """Graded groups sampled on the clean view."""
@@ -204,12 +201,14 @@ class ROMA(PolicyLearner[ROMAConfig]):
 class Regulariser:
     """L_KL and L_aux of the optimizer steps on one batch of rollouts.
 
-    Every view is passed with gradient at most once, on the rollouts in which it is some token's worst or that drew it.
-    Which view is worst is found without gradient right before the step, under the policy as it is then.
+    Where the token budget allows, a pass holds copies of each rollout, one per view: of every token the worst view is
+    chosen among the divergences at hand, and the gradient goes through that one. Elsewhere views come one after the
+    other, each on the rollouts in which it is some token's worst or that drew it, and which is worst is found without
+    gradient before. The gradient is the same.
 
     Args:
         learner: whose policy and settings apply; its old log-probs are those of the policy as it is now.
-        seeds: of each group's draws.
+        seeds: of each group's draws, for all groups of the batch.
     """
 
     def __init__(self, learner: ROMA, seeds: Mapping[Group, int]) -> None:
@@ -226,13 +225,15 @@ class Regulariser:
         # One view, or their mean, needs no choice; a detached clean branch does not need to know the views.
         is_chosen = config.over_views == "max" and config.num_views > 1
         self.must_look = self.has_kl and (is_chosen or not config.detach_clean)
-        self.worst: Counter[str] = Counter()
-        self.entropy = [0.0, 0]
+        shown = [group for group in seeds if degraded_name(0) in group.views]
+        self.kinds = sorted({_kind(group, number) for group in shown for number in range(config.num_views)})
+        # Metrics are averaged over optimizer steps: with this weight that is the mean over all regularised tokens.
+        is_own_N, layout = is_regularised_N(list(seeds), config), layout_of(list(seeds))
+        self.per_token = min(config.num_minibatches, len(seeds)) / max(1, int(layout.lengths_N[is_own_N].sum()))
 
     def passes(self, minibatch: Minibatch) -> list[Pass]:
         """What the optimizer step of ``minibatch`` takes beside GRPO's pass."""
-        config, numbers = self.config, range(self.config.num_views)
-        if not config.is_on:
+        if not self.config.is_on:
             return []
         own = self._regularised(minibatch)
         if not own.groups:
@@ -241,27 +242,11 @@ class Regulariser:
         own = _with(own, clean=clean.logprobs_T)
         if self.is_exact and clean.hidden_TD is not None:
             own = _with(own, others=clean.hidden_TD[:, None])
-        looks = [self._look(own, number) for number in numbers] if self.must_look else []
-        divergence_KT = torch.zeros(len(numbers), len(own.constants["clean"]))
-        if looks:
-            divergence_KT = torch.stack([self._divergence_T(look, own.constants["clean"]).cpu() for look in looks])
-        share_KT = penalty_shares_KT(divergence_KT, config.over_views)
-        if self.has_kl and config.over_views == "max":
-            self._count(own.groups, share_KT)
-        passes = [self._view_pass(own, number, share_KT[number]) for number in numbers]
-        if self.has_kl and not config.detach_clean:
-            passes.append(self._clean_pass(own, looks, share_KT))
-        return [one for one in passes if one.minibatch.groups]
-
-    def metrics(self) -> Metrics:
-        """Over all minibatches so far: whose views were the worst of how many tokens, and the entropy on views."""
-        num_tokens = sum(self.worst.values())
-        found = {f"roma/worst/{name}": share / num_tokens for name, share in sorted(self.worst.items())}
-        total, num_looks = self.entropy
-        return found | ({"roma/view_entropy": total / num_looks} if num_looks else {})
+        joint, left = self._joint_passes(own)
+        return joint + (self._single_passes(left) if left.groups else [])
 
     def _regularised(self, minibatch: Minibatch) -> Minibatch:
-        """The rollouts that both terms act on; their weights, and the view that each drew, as constants."""
+        """The rollouts that both terms act on; their weights, the view that each drew, and the kinds of all views."""
         whole = layout_of(minibatch.groups)
         drawn_N = torch.cat(
             [draw_auxiliary(self.config, self.seeds[group], len(group.rollouts)) for group in minibatch.groups]
@@ -271,8 +256,11 @@ class Regulariser:
         layout = layout_of(own.groups)
         counted = whole if self.config.normaliser == "all" else layout
         weights_T = partial(token_weights_T, layout.rollout_T, layout.lengths_N)
+        views = range(self.config.num_views)
+        kind_PK = torch.tensor([[self.kinds.index(_kind(group, view)) for view in views] for group in own.groups])
         return _with(
             own,
+            kind=kind_PK[layout.group_N[layout.rollout_T]],
             weight=weights_T(
                 self.config.loss.aggregation,
                 num_tokens=counted.num_tokens,
@@ -288,61 +276,98 @@ class Regulariser:
             return Score(own.constants["old"])
         return self.score(own.groups, view=CLEAN, with_hidden=self.is_exact)
 
+    def _joint_passes(self, own: Minibatch) -> tuple[list[Pass], Minibatch]:
+        """Passes over all views of every rollout together, as far as they fit the budget; and what is left."""
+        if not self.has_kl or not self.config.detach_clean:
+            return [], own
+        copies = own.on_views([degraded_name(number) for number in range(self.config.num_views)])
+        budget = self.player.config.token_budget
+        passes, is_left_P = [], torch.ones(len(own.groups), dtype=torch.bool)
+        for part in whole_in_one_pass(self.player.policy, copies.groups, view=None, token_budget=budget):
+            is_left_P[part] = False
+            is_in_N = torch.isin(layout_of(copies.groups).group_N, torch.tensor(part))
+            passes.append(self._pass(copies.only(is_in_N), None, with_entropy=True))
+        return passes, own.only(is_left_P[layout_of(own.groups).group_N])
+
+    def _single_passes(self, own: Minibatch) -> list[Pass]:
+        """Passes over one view each, of which those that are some token's worst are known beforehand."""
+        config, numbers = self.config, range(self.config.num_views)
+        looks = [self._look(own, number) for number in numbers] if self.must_look else []
+        divergence_KT = torch.zeros(len(numbers), len(own.constants["clean"]))
+        if looks:
+            divergence_KT = torch.stack([self._divergence_T(look, own.constants["clean"]).cpu() for look in looks])
+            own = _with(own, entropy=torch.stack([entropy_of(look) for look in looks]).mean(0))
+        share_KT = penalty_shares_KT(divergence_KT, config.over_views)
+        passes = [self._view_pass(own, number, share_KT[number]) for number in numbers]
+        if self.has_kl and not config.detach_clean:
+            passes.append(self._clean_pass(own, looks, share_KT))
+        return [one for one in passes if one.minibatch.groups]
+
     def _look(self, own: Minibatch, number: int) -> Score:
         """The scores of a degraded view, without gradient."""
-        look = self.score(
+        return self.score(
             own.groups,
             view=degraded_name(number),
             with_entropy=True,
             compare=Comparison(own.constants["others"], "from_others") if self.is_exact else None,
             with_hidden=self.is_exact and not self.config.detach_clean,
         )
-        if look.entropy_T is not None:
-            self.entropy = [self.entropy[0] + float(look.entropy_T.sum()), self.entropy[1] + look.entropy_T.numel()]
-        return look
-
-    def _divergence_T(self, look: Score, clean_T: Tensor) -> Tensor:
-        """d^k of each token, from the scores of view k."""
-        return kl_k3_T(clean_T.to(look.logprobs_T), look.logprobs_T) if look.kl_TM is None else look.kl_TM[:, 0]
-
-    def _count(self, groups: Sequence[Group], share_KT: Tensor) -> None:
-        """Note how many tokens each corruption was the worst for."""
-        layout = layout_of(groups)
-        won_KP = torch.stack(
-            [segment_sum(share_T, layout.group_N[layout.rollout_T], len(groups)) for share_T in share_KT]
-        )
-        for place, group in enumerate(groups):
-            for number, won in enumerate(won_KP[:, place].tolist()):
-                self.worst[str(group.views[degraded_name(number)].provenance["operator"])] += won
 
     def _view_pass(self, own: Minibatch, number: int, share_T: Tensor) -> Pass:
         """The gradient through a degraded view, on the rollouts that it has a part in."""
         config, layout = self.config, layout_of(own.groups)
-        is_drawn_T = own.constants["drawn"] == number
-        is_in_T = is_drawn_T & (own.constants["advantage"] != 0) & (config.auxiliary_coefficient > 0)
+        is_in_T = own.constants["drawn"] == number
+        is_in_T = is_in_T & (own.constants["advantage"] != 0) & (config.auxiliary_coefficient > 0)
         if self.has_kl:
             is_in_T = is_in_T | (share_T > 0)
         is_in_N = segment_sum(is_in_T.float(), layout.rollout_T, layout.num_rollouts) > 0
+        minibatch = _with(own, part=share_T, view=torch.full_like(own.constants["drawn"], number)).only(is_in_N)
+        return self._pass(minibatch, degraded_name(number), with_entropy=self.has_kl and not self.must_look)
 
-        def loss(scored: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-            total, named = torch.zeros_like(scored.logprobs_T).sum(), {}
-            if config.auxiliary_coefficient:
-                old_T = tokens["old"] if "old" in tokens.constants else tokens["clean"]
-                term_T = tokens["drawn"] * auxiliary_T(scored.logprobs_T, old_T, tokens["advantage"], config)
-                total = total + config.auxiliary_coefficient * (tokens["weight"] * term_T).sum()
-                named["roma/auxiliary"] = (tokens["share"] * term_T.detach()).sum()
-            if self.has_kl:
-                term_T = tokens["part"] * self._divergence_T(scored, tokens["clean"])
-                total = total + config.invariance_coefficient * (tokens["weight"] * term_T).sum()
-                named["roma/kl"] = (tokens["share"] * term_T.detach()).sum()
-            return total, named
+    def _pass(self, minibatch: Minibatch, view: str | None, *, with_entropy: bool) -> Pass:
+        return Pass(minibatch, self._loss, view, with_entropy, "from_others" if self.is_exact else None)
 
-        return Pass(
-            _with(own, part=share_T, drawn=is_drawn_T.float()).only(is_in_N),
-            loss,
-            degraded_name(number),
-            compare="from_others" if self.is_exact else None,
-        )
+    def _loss(self, scored: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both terms, for tokens on one view each: ``view``."""
+        config = self.config
+        total, named = torch.zeros_like(scored.logprobs_T).sum(), {}
+        if config.auxiliary_coefficient:
+            old_T = tokens["old"] if "old" in tokens.constants else tokens["clean"]
+            is_drawn_T = tokens["drawn"] == tokens["view"]
+            term_T = is_drawn_T * auxiliary_T(scored.logprobs_T, old_T, tokens["advantage"], config)
+            total = total + config.auxiliary_coefficient * (tokens["weight"] * term_T).sum()
+            named["roma/auxiliary"] = (tokens["share"] * term_T.detach()).sum()
+        if self.has_kl:
+            divergence_T = self._divergence_T(scored, tokens["clean"])
+            part_T = tokens["part"] if "part" in tokens.constants else self._parts_T(divergence_T.detach(), tokens)
+            term_T = part_T * divergence_T
+            total = total + config.invariance_coefficient * (tokens["weight"] * term_T).sum()
+            named["roma/kl"] = (tokens["share"] * term_T.detach()).sum()
+            named |= self._watched(scored, tokens, part_T)
+        return total, named
+
+    def _divergence_T(self, scored: Score, clean_T: Tensor) -> Tensor:
+        """d^k of each token, from its scores on view k."""
+        return kl_k3_T(clean_T.to(scored.logprobs_T), scored.logprobs_T) if scored.kl_TM is None else scored.kl_TM[:, 0]
+
+    def _parts_T(self, divergence_T: Tensor, tokens: Tokens) -> Tensor:
+        """How much of its token's penalty each copy is, the copies on all views being here."""
+        token_U, place_T = tokens["token"].unique(return_inverse=True)
+        divergence_KT = divergence_T.new_zeros(self.config.num_views, len(token_U))
+        divergence_KT[tokens["view"], place_T] = divergence_T
+        return penalty_shares_KT(divergence_KT, self.config.over_views)[tokens["view"], place_T]
+
+    def _watched(self, scored: Score, tokens: Tokens, part_T: Tensor) -> dict[str, Tensor]:
+        """Over all regularised tokens: the entropy on views, and whose views were the worst of what share of them."""
+        # The parts of a token add up to one, so the mean over its views counts once.
+        is_known = "entropy" in tokens.constants
+        entropy_T = part_T * tokens["entropy"] if is_known else entropy_of(scored).detach() / self.config.num_views
+        named = {"roma/view_entropy": self.per_token * entropy_T.sum()}
+        if self.config.over_views == "max":
+            kind_T = tokens["kind"].gather(1, tokens["view"][:, None])[:, 0]
+            share_C = self.per_token * segment_sum(part_T, kind_T, len(self.kinds))
+            named |= {f"roma/worst/{kind}": share for kind, share in zip(self.kinds, share_C, strict=True)}
+        return named
 
     def _clean_pass(self, own: Minibatch, looks: Sequence[Score], share_KT: Tensor) -> Pass:
         """The KL term's gradient through the clean branch, the views being constants. Its value is counted there."""
@@ -361,6 +386,11 @@ class Regulariser:
             return self.config.invariance_coefficient * (term - term.detach()), {}
 
         return Pass(_with(own, others=others_TM), loss, CLEAN, compare="to_others" if self.is_exact else None)
+
+
+def _kind(group: Group, number: int) -> str:
+    """The name of the corruption that made degraded view ``number``."""
+    return str(group.views[degraded_name(number)].provenance["operator"])
 
 
 def _with(minibatch: Minibatch, **constants: Tensor) -> Minibatch:

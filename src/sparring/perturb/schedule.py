@@ -38,6 +38,8 @@ class Sigmoid:
     def __post_init__(self) -> None:
         if not self.steepness > 0:
             raise ValueError(f"steepness={self.steepness} must be > 0: usual are 30 to 60")
+        if not math.isfinite(self.midpoint):
+            raise ValueError(f"midpoint={self.midpoint} must be finite: usual is 2 / 3 of training")
 
     def factor(self, progress: float) -> float:
         """In (0, 1), falling; half at the midpoint."""
