@@ -140,6 +140,23 @@ def test_kl_term(estimator: Any, per_token: Sequence[float], gradient_per_token:
     torch.testing.assert_close(gradient_T - gradient_without_T, expected_T, rtol=1e-5, atol=1e-7)
 
 
+def test_k3_is_capped() -> None:
+    """New log-probs 8 and 2 below the reference: k3 is e^8 - 9 and e^2 - 3; its derivative 1 - e^8 and 1 - e^2."""
+    new_T, reference_T = torch.tensor([-8.0, -2.0, 0.0]), torch.zeros(3)
+    for cap, values, slopes in (
+        (10.0, (10.0, math.exp(2) - 3), (0.0, 1 - math.exp(2))),
+        (None, (math.exp(8) - 9, math.exp(2) - 3), (1 - math.exp(8), 1 - math.exp(2))),
+    ):
+        config = PolicyLossConfig(advantage_scale="none", dual_clip=None, kl_coefficient=0.1, kl_max=cap)
+        settings = {"new_T": new_T, "old_T": new_T}
+        loss, named, gradient_T = evaluate(config, reference_logprobs_T=reference_T, **settings)
+        without, _, gradient_without_T = evaluate(PolicyLossConfig(**PLAIN), **settings)
+        assert math.isclose(named["reference_kl"], sum(values) / 3, rel_tol=1e-5)
+        assert math.isclose(loss - without, 0.1 * sum(values) / 3, rel_tol=1e-4)
+        expected_T = 0.1 / 3 * torch.tensor([*slopes, 0.0])
+        torch.testing.assert_close(gradient_T - gradient_without_T, expected_T, rtol=1e-4, atol=1e-6)
+
+
 def test_entropy_bonus() -> None:
     # Without advantages only the bonus is left: minus 0.1 times the mean of 1, 2 and 6, and its gradient -0.1 / 3 each.
     groups, config = [group((1.0, 1.0), (2, 1))], PolicyLossConfig(**PLAIN, entropy_coefficient=0.1)
@@ -344,6 +361,7 @@ def test_optimise_deals_groups_out_with_their_constants(
         ({"dual_clip": 1.0}, r"dual_clip=1\.0"),
         ({"kl_coefficient": float("nan")}, "kl_coefficient=nan"),
         ({"kl_estimator": "k1"}, "kl_estimator=k1"),
+        ({"kl_max": 0.0}, "kl_max=0.0"),
         ({"kl_target": 0.0}, r"kl_target=0\.0"),
         ({"kl_target": 0.1, "kl_coefficient": 0.0}, r"kl_coefficient=0\.0"),
         ({"kl_horizon": 0}, "kl_horizon=0"),

@@ -34,8 +34,6 @@ from sparring.update import LossFunction, Minibatch, Pass, Player, Tokens, split
 _WATCH = "watch/"
 """Prefix of constants that weigh tokens for a metric only."""
 
-KL_ESTIMATORS = {"k1": kl_k1_T, "k2": kl_k2_T, "k3": kl_k3_T}
-
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
@@ -57,6 +55,9 @@ class PolicyLossConfig:
     """Weight of the KL term to the initial policy, >= 0; at 0 no reference is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """One-sample estimator of that KL."""
+    kl_max: float | None = 10.0
+    """Cap of a token's k3, > 0, beyond which it has no gradient; EasyR1's. k3 grows as the ratio pi_ref / pi itself:
+    uncapped (none), one token that was sampled on another view can outweigh a whole step."""
     kl_target: float | None = None
     """Size of `reference_kl`, nats per token, > 0, that kl_coefficient is steered to (arXiv 1909.08593); none keeps the
     coefficient as it is."""
@@ -77,6 +78,8 @@ class PolicyLossConfig:
             raise ValueError(f"kl_coefficient={self.kl_coefficient} must be >= 0: usual is 0.01, 0 turns it off")
         if self.kl_coefficient and self.kl_estimator == "k1":
             raise ValueError("kl_estimator=k1 has no gradient in expectation: use k2 or k3")
+        if self.kl_max is not None and not self.kl_max > 0:
+            raise ValueError(f"kl_max={self.kl_max} must be > 0: usual is 10.0, none turns it off")
         if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coefficient > 0):
             raise ValueError(
                 f"kl_target={self.kl_target} must be > 0 nats per token, and so must what it steers, "
@@ -189,7 +192,7 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
             named["entropy"] = (share_T * score.entropy_T.detach()).sum()
             total = total - config.entropy_coefficient * (weight_T * score.entropy_T).sum()
         if config.kl_coefficient:
-            kl_T = KL_ESTIMATORS[config.kl_estimator](new_T, tokens["reference"])
+            kl_T = _kl_T(config, new_T, tokens["reference"])
             total = total + config.kl_coefficient * (weight_T * kl_T).sum()
             named["reference_kl"] = (share_T * kl_T.detach()).sum()
             # It estimates the KL only on tokens that were sampled where they are scored.
@@ -197,6 +200,12 @@ def policy_loss(config: PolicyLossConfig) -> LossFunction:
         return total, named
 
     return loss
+
+
+def _kl_T(config: PolicyLossConfig, new_T: Tensor, reference_T: Tensor) -> Tensor:
+    if config.kl_estimator == "k3":
+        return kl_k3_T(new_T, reference_T, max_value=config.kl_max)
+    return {"k1": kl_k1_T, "k2": kl_k2_T}[config.kl_estimator](new_T, reference_T)
 
 
 def optimise(

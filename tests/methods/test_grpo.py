@@ -142,7 +142,9 @@ def plain_step(policy: Policy, reference: Policy, groups: list[Group], loss: Pol
                 if advantage < 0:
                     surrogate = surrogate.clamp(max=float(-3 * advantage))
                 difference = fixed[id(rollout)] - new
-                losses.append(surrogate + loss.kl_coefficient * (difference.exp() - difference - 1))
+                losses.append(
+                    surrogate + loss.kl_coefficient * (difference.exp() - difference - 1).clamp(max=loss.kl_max)
+                )
         torch.cat(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(policy.module.parameters(), 1.0)
         with torch.no_grad():

@@ -15,7 +15,7 @@ over tokens), entropy bonus and entropy mask, the corrections for samplers that 
 | luspo | ``constant`` = 1 |
 | ``importance_sampling_level`` | ``ratio`` |
 | ``epsilon``, ``epsilon_high``, ``delta`` | ``clip_low``, ``clip_high``, ``dual_clip`` |
-| ``beta`` | ``kl_coefficient`` with ``k3`` |
+| ``beta`` | ``kl_coefficient`` with ``k3``, ``kl_max=None`` |
 | ``scale_rewards`` group, none | ``advantage_scale`` std, none |
 """
 
@@ -248,7 +248,13 @@ def test_loss_and_gradient(
     )
     aggregation, constant = AGGREGATIONS[loss_type]
     config = PolicyLossConfig(
-        ratio=level, clip_low=0.2, clip_high=0.28, dual_clip=delta, aggregation=aggregation, kl_coefficient=beta
+        ratio=level,
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=delta,
+        aggregation=aggregation,
+        kl_coefficient=beta,
+        kl_max=None,
     )
     for name, case in cases(dtype).items():
         assert_equal_losses(trainer, config, constant, case, name)
@@ -327,7 +333,7 @@ def test_log_ratios_are_bounded_here_only(loss_trainer: Callable[..., Any], leve
 def test_k3_is_bounded_here_only(loss_trainer: Callable[..., Any]) -> None:
     """The same bound on log(reference / policy): beyond it, our value is that at the bound and there is no gradient."""
     trainer = loss_trainer(loss_type="grpo", beta=0.5)
-    config = PolicyLossConfig(aggregation="sequence_mean", kl_coefficient=0.5)
+    config = PolicyLossConfig(aggregation="sequence_mean", kl_coefficient=0.5, kl_max=None)
     log_ratio_T = torch.tensor([25.0, -25.0, 19.0, -19.0], dtype=torch.float64)
     new_T = torch.full((4,), -1.0, dtype=torch.float64)
 
@@ -348,7 +354,7 @@ def test_the_kl_term_that_trl_prefers_has_the_gradient_of_our_k2(loss_trainer: C
     value that of k3. So ``kl_estimator="k2"`` trains like TRL's default on policy; off policy that one weighs by rho.
     """
     trainer = loss_trainer(loss_type="dapo", beta=0.5, use_bias_correction_kl=True)
-    settings = {"clip_high": 0.2, "dual_clip": None, "kl_coefficient": 0.5}
+    settings = {"clip_high": 0.2, "dual_clip": None, "kl_coefficient": 0.5, "kl_max": None}
     for spread in (0.0, 0.5):
         case = case_of(LENGTHS[torch.float64], torch.float64, spread=spread, has_signal=False)
         ratio_T = (case.new_T - case.old_T).exp()
@@ -368,7 +374,7 @@ def test_metrics(loss_trainer: Callable[..., Any], level: Any) -> None:
     trainer = loss_trainer(
         loss_type="dapo", importance_sampling_level=level, epsilon=0.2, epsilon_high=0.28, delta=3.0, beta=0.04
     )
-    settings = {"ratio": level, "clip_low": 0.2, "clip_high": 0.28, "kl_coefficient": 0.04}
+    settings = {"ratio": level, "clip_low": 0.2, "clip_high": 0.28, "kl_coefficient": 0.04, "kl_max": None}
     lengths = LENGTHS[torch.float32] if level == "token" else [4] * 8
     case = case_of(lengths, torch.float32, spread=4.0)
     trl_loss(trainer, case)
@@ -391,7 +397,7 @@ def test_micro_batches(loss_trainer: Callable[..., Any], loss_type: str) -> None
     trainer = loss_trainer(loss_type=loss_type, beta=0.04, epsilon_high=0.28, **size)
     aggregation, constant = AGGREGATIONS[loss_type]
     config = PolicyLossConfig(
-        clip_low=0.2, clip_high=0.28, dual_clip=None, aggregation=aggregation, kl_coefficient=0.04
+        clip_low=0.2, clip_high=0.28, dual_clip=None, aggregation=aggregation, kl_coefficient=0.04, kl_max=None
     )
     whole = cases(torch.float32)["random"]
     parts = [whole.of(members) for members in ((0, 2, 4, 6), (1, 3, 5, 7))]
@@ -409,7 +415,7 @@ def test_optimizer_steps_of_one_generation_batch(loss_trainer: Callable[..., Any
     size = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_generations": 4}
     trainer = loss_trainer(loss_type="dapo", beta=0.04, epsilon_high=0.28, **size)
     config = PolicyLossConfig(
-        clip_low=0.2, clip_high=0.28, dual_clip=None, aggregation="token_mean", kl_coefficient=0.04
+        clip_low=0.2, clip_high=0.28, dual_clip=None, aggregation="token_mean", kl_coefficient=0.04, kl_max=None
     )
     whole = cases(torch.float32)["random"]
     for members in ((0, 1, 2, 3), (4, 5, 6, 7)):
@@ -535,11 +541,11 @@ STEPS: dict[str, tuple[dict[str, Any], PolicyLossConfig]] = {
     # The first is TRL's default, with a reference.
     "dapo": (
         {"loss_type": "dapo", "beta": 0.04, "epsilon_high": 0.28},
-        PolicyLossConfig(clip_high=0.28, dual_clip=None, kl_coefficient=0.04),
+        PolicyLossConfig(clip_high=0.28, dual_clip=None, kl_coefficient=0.04, kl_max=None),
     ),
     "grpo, two passes": (
         {"loss_type": "grpo", "beta": 0.04, "num_iterations": 2, "max_steps": 2, "epsilon_high": 0.28, "delta": 1.5},
-        PolicyLossConfig(clip_high=0.28, dual_clip=1.5, aggregation="sequence_mean", kl_coefficient=0.04),
+        PolicyLossConfig(clip_high=0.28, dual_clip=1.5, aggregation="sequence_mean", kl_coefficient=0.04, kl_max=None),
     ),
     "dr_grpo": (
         {"loss_type": "dr_grpo", "scale_rewards": "none"},
