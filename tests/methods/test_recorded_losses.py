@@ -19,6 +19,16 @@ HOLDING_BACK = ("kl_cov", "clip_cov")
 """These clip nothing, or nearly, but select tokens."""
 
 
+for_each_preset = pytest.mark.parametrize(
+    "preset",
+    # A dozen seconds each; the three that stand for the others are in the default suite.
+    [
+        preset if preset in ("grpo", "saei", "roma") else pytest.param(preset, marks=pytest.mark.slow)
+        for preset in PRESETS
+    ],
+)
+
+
 @cache
 def metrics_of(preset: str) -> list[Metrics]:
     return train(preset)
@@ -30,14 +40,14 @@ def test_the_inputs_are_those_of_the_record() -> None:
     assert RECORDED["steps"].keys() == PRESETS.keys()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@for_each_preset
 def test_losses(preset: str) -> None:
     """An intended change is recorded anew by ``python tests/record_losses.py``."""
     found, expected = recorded(metrics_of(preset)), RECORDED["steps"][preset]
     assert are_same(found, expected), (found, expected)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@for_each_preset
 def test_the_losses_say_something(preset: str) -> None:
     metrics = metrics_of(preset)
     assert len(metrics) == NUM_STEPS
