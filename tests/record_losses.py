@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from double_precision import double_precision
 from sparring.data.scenes import SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS
+from sparring.methods import METHODS, RADConfig
 from sparring.models.policy import Policy
 from sparring.recipes.run import PRESETS
 from sparring.rewards import Grader
@@ -67,6 +67,9 @@ def train(preset: str, num_steps: int = NUM_STEPS, **loss_settings: Any) -> list
     method = PRESETS[preset][1].method
     sizes = {"group_size": 4, "num_clean": 2, "num_adversarial": 2, "num_noisy": 2}
     sizes = {name: size for name, size in sizes.items() if hasattr(method, name)}
+    if isinstance(method, RADConfig):
+        # Under its default the small groups are too often all wrong to say anything.
+        method = replace(method, corruptions=("gaussian_noise:2",))
     batch, loss = replace(method.batch, prompts_per_step=3), replace(method.loss, **loss_settings)
     method = replace(method, batch=batch, loss=loss, num_minibatches=3, **sizes)
     with double_precision(), Grader() as grader:

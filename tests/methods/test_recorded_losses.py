@@ -52,7 +52,7 @@ def test_the_losses_say_something(preset: str) -> None:
     metrics = metrics_of(preset)
     assert len(metrics) == NUM_STEPS
     assert all(of_step["grad_norm"] > 1e-3 for of_step in metrics)
-    assert sum(of_step["without_signal"] < 1 for of_step in metrics) > NUM_STEPS / 2, "rewards differ within groups"
+    assert sum(of_step["without_signal"] < 1 for of_step in metrics) >= 8, "rewards differ within groups"
     if preset in HOLDING_BACK:
         assert any(of_step["selected"] > 0 for of_step in metrics[:NUM_TELLING])
     else:
