@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.responses import is_right, respond
-from sparring.evaluation.whitebox import AttackConfig, attack_responses, noise_responses
+from sparring.evaluation.whitebox import attack_responses, noise_responses
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import corrupt
 from sparring.rewards import Grader

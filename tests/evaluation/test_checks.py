@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.checks import (
     MIN_PROBLEMS,
     Check,
@@ -16,7 +17,6 @@ from sparring.evaluation.checks import (
     no_weaker,
     regenerated,
 )
-from sparring.evaluation.whitebox import AttackRecord
 
 RISING = [0.1, 0.4, 0.3, 0.9, 1.5]  # three steps up, one down
 

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from double_precision import double_precision
 from sparring.configs import from_dict, to_dict
+from sparring.evaluation.attack_config import AttackConfig, AttackRecord
+from sparring.evaluation.attack_loop import _is_answer_token
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.responses import is_right, respond
 from sparring.evaluation.whitebox import (
-    AttackConfig,
     Attacked,
-    AttackRecord,
     _carried,
-    _is_answer_token,
     attack_responses,
     attack_summary,
     control_attacks,

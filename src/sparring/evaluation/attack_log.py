@@ -12,10 +12,11 @@ from typing import Any
 
 from sparring import distributed
 from sparring.configs import from_dict, to_dict
+from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import CLEAN, GRADIENT_ATTACKS, Threat
-from sparring.evaluation.whitebox import AttackRecord, attack_summary, control_attacks, control_names
+from sparring.evaluation.whitebox import attack_summary, control_attacks, control_names
 from sparring.provenance import append_jsonl, read_jsonl
 from sparring.types import Problem
 

@@ -26,8 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.statistics import mcnemar_exact
-from sparring.evaluation.whitebox import AttackRecord
 
 SIGNIFICANT = 0.05
 MIN_PROBLEMS = 6

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.errors import UserError
+from sparring.evaluation.attack_config import AttackConfig, AttackRecord
 from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
@@ -23,14 +24,7 @@ from sparring.evaluation.threats import (
     edited,
     parse_threats,
 )
-from sparring.evaluation.whitebox import (
-    AttackConfig,
-    Attacked,
-    AttackRecord,
-    attack_responses,
-    noise_responses,
-    transfer_responses,
-)
+from sparring.evaluation.whitebox import Attacked, attack_responses, noise_responses, transfer_responses
 from sparring.models.policy import Policy
 from sparring.perturb.space import Linf
 from sparring.provenance import read_jsonl, write_text

@@ -10,16 +10,10 @@ from pathlib import Path
 
 from sparring.configs import to_dict
 from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.evaluation.attack_config import AttackConfig, AttackRecord
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.responses import is_right, respond
-from sparring.evaluation.whitebox import (
-    AttackConfig,
-    Attacked,
-    AttackRecord,
-    attack_responses,
-    attack_summary,
-    noise_responses,
-)
+from sparring.evaluation.whitebox import Attacked, attack_responses, attack_summary, noise_responses
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import corrupt
 from sparring.provenance import write_text

@@ -21,6 +21,7 @@ from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
+from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown, check_reference
 from sparring.evaluation.comparison import CARD, OUTCOMES
@@ -28,7 +29,6 @@ from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
 from sparring.evaluation.suite import Outcome, Suite, check_possible, read_outcomes, write_outcomes
 from sparring.evaluation.threats import Threat, parse_threats, with_controls
-from sparring.evaluation.whitebox import AttackConfig
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTION_SETS
