@@ -10,7 +10,8 @@ from sparring.recipes.bundled_vlm import BundledVLMConfig, train_bundled_vlm
 from sparring.recipes.study import Study
 
 STUDIES: Mapping[str, Study] = {
-    study.name: study for study in (robustness.STUDY, ablations.SAEI, ablations.ROMA, saei_vs_grpo.STUDY)
+    study.name: study
+    for study in (robustness.STUDY, ablations.SAEI, ablations.ROMA, ablations.ROMA_WEIGHTS, saei_vs_grpo.STUDY)
 }
 """Methods x seeds by name: what `sparring study NAME` runs."""
 
