@@ -17,7 +17,8 @@ def shown(width: int) -> str:
     """The widest values that there are."""
     metrics = {"accuracy": 0.5044, "accuracy_low": 0.4044, "accuracy_high": 0.6044, "length": 64.0, "num_problems": 300}
     summary = dict.fromkeys(THREATS, metrics)
-    changes = dict.fromkeys(THREATS, (-0.1044, -0.2044, 0.1044))
+    change = {"value": -0.1044, "low": -0.2044, "high": 0.1044}
+    changes = {"threats": {threat: {"difference": change} for threat in THREATS}}
     console = Console(width=width, file=io.StringIO())
     console.print(before_after_table(summary, summary, changes))
     return console.file.getvalue()

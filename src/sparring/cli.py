@@ -115,7 +115,8 @@ def _train(arguments: list[str]) -> int:
 def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     """Test, train, test the best validated step, and say where everything lies."""
     from sparring import distributed
-    from sparring.evaluation.suite import changes, read_outcomes, summary
+    from sparring.evaluation.comparison import Tested, compare
+    from sparring.evaluation.suite import read_outcomes, summary
     from sparring.recipes import run as recipe
     from sparring.report.progress import TrainingProgress
     from sparring.report.tables import before_after_table
@@ -137,8 +138,8 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
         best_step = run.load_best()
         after = _tested(run, "after", console)
         run.show(after)
-        estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
-        console.print(before_after_table(summary(before), summary(after), estimates))
+        tests = [Tested(label, list(map(vars, found))) for label, found in (("before", before), ("after", after))]
+        console.print(before_after_table(summary(before), summary(after), compare(*tests)))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
         console.print(f"run:   {folder}", soft_wrap=True)
         console.print(f"model: {run.model_folder}", soft_wrap=True)
@@ -216,7 +217,7 @@ def _eval(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     from sparring.evaluation.comparison import compare, read_tested
-    from sparring.recipes.comparing import ComparisonConfig, write_comparison
+    from sparring.recipes.comparing import ComparisonConfig, write_comparison_json
     from sparring.report.tables import comparison_table
 
     prog = "sparring compare"
@@ -239,7 +240,7 @@ def _compare(arguments: list[str]) -> int:
         if comparison[f"only_{side}"]:
             console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)
     if config.out is not None:
-        write_comparison(comparison, config.out)
+        write_comparison_json(comparison, config.out)
         console.print(f"as JSON: {config.out}", soft_wrap=True)
     return 0
 
@@ -323,7 +324,7 @@ def _study(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from sparring.report.page import write_comparison, write_report
+    from sparring.report.page import write_comparison_page, write_report
 
     prog = "sparring report"
     if any(argument in ("-h", "--help") for argument in arguments):
@@ -335,7 +336,7 @@ def _report(arguments: list[str]) -> int:
         fail(prog, f"give one folder or two, and --out FILE; got {' '.join(unknown or paths) or 'nothing'}")
     folders = [Path(path) for path in paths]
     if len(folders) == 2:
-        page = write_comparison(folders[0], folders[1], out)
+        page = write_comparison_page(folders[0], folders[1], out)
     else:
         page = write_report(folders[0], out)
     print(f"page: {page}")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sparring.errors import UserError
-from sparring.evaluation.card import build_card, card_markdown, tabulate, yes_no
+from sparring.evaluation.card import build_card, card_markdown, yes_no
 from sparring.evaluation.statistics import bootstrap_scores, wilson_interval
+from sparring.evaluation.tabulation import tabulate
 from sparring.evaluation.threats import parse_threats
 
 SETS = {"pair": (("gaussian_noise", 1), ("fog", 1)), "noise": (("gaussian_noise", 1), ("gaussian_noise", 2))}

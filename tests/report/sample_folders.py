@@ -101,7 +101,7 @@ def card(text: str = "fine") -> dict[str, Any]:
     return {
         "format": 1,
         "model": {"name": text, "kind": "policy", "fingerprint": "a" * 64},
-        "data": {"name": "scenes test", "num_problems": 8},
+        "data": {"name": "scenes test", "num_problems": 8, "fingerprint": "d" * 64},
         "decoding": {"mode": "greedy", "num_samples": 1, "temperature": 1.0, "max_new_tokens": 64},
         "seed": 0,
         "reference": None,

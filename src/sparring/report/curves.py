@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.report.charts import Axis, Point, Series, line_chart
-from sparring.report.outcomes import number
+from sparring.report.values import number
 
 Metrics = Sequence[Mapping[str, Any]]
 """Lines of ``metrics.jsonl``."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.errors import UserError
+from sparring.evaluation.tabulation import DESCRIBED, read_records
 from sparring.provenance import read_jsonl
 
 Records = Sequence[Mapping[str, Any]]
@@ -44,8 +45,9 @@ class RunFolder:
     before: Records
     """Outcomes of the test before training; empty if it was not made."""
     after: Records
-    card: Mapping[str, Any]
-    """Of the test after training; empty if there is none."""
+    card_before: Mapping[str, Any]
+    """Of the test before training; empty if there is none, as of tests without clean pictures."""
+    card_after: Mapping[str, Any]
     gallery: Records
 
 
@@ -94,7 +96,7 @@ def read_folder(path: Path) -> Folder:
             config=_json(path / "config.json"),
             starts=_jsonl(path / "provenance.jsonl"),
             card=_shaped(path / "card.json", _CARD),
-            outcomes=_jsonl(path / "outcomes.jsonl"),
+            outcomes=_outcomes(path / "outcomes.jsonl"),
             gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
         )
     if (path / "metrics.jsonl").exists() or (path / "test-before.jsonl").exists():
@@ -111,9 +113,10 @@ def read_run(path: Path) -> RunFolder:
         config=_json(path / "config.json"),
         starts=_jsonl(path / "provenance.jsonl"),
         metrics=_jsonl(path / "metrics.jsonl"),
-        before=_jsonl(path / "test-before.jsonl"),
-        after=_jsonl(path / "test-after.jsonl"),
-        card=_shaped(path / "card-after.json", _CARD),
+        before=_outcomes(path / "test-before.jsonl"),
+        after=_outcomes(path / "test-after.jsonl"),
+        card_before=_shaped(path / "card-before.json", _CARD),
+        card_after=_shaped(path / "card-after.json", _CARD),
         gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
     )
 
@@ -170,3 +173,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _jsonl(path: Path) -> Records:
     return read_jsonl(path) if path.exists() else []
+
+
+def _outcomes(path: Path) -> Records:
+    return read_records(path, DESCRIBED) if path.exists() else []

@@ -10,11 +10,10 @@ from typing import Any
 
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
-from sparring.report.comparison import Compared
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
-from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Threats
 from sparring.report.text import name_of, percent, points
+from sparring.report.values import differences, estimate, number
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -38,8 +37,8 @@ class Heading:
     """What this page would show and the folder does not hold."""
 
 
-def run_heading(run: RunFolder, changes: Mapping[str, Estimate], best: int | None) -> Heading:
-    """Of a training run; ``changes`` of accuracy under each threat."""
+def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) -> Heading:
+    """Of a training run; ``changes`` as ``evaluation.comparison`` tells them of its two tests."""
     method = _part(run.config, "method").get("name")
     num_done = max((int(s) for r in run.metrics if (s := number(r.get("step"))) is not None), default=0)
     steps = number(run.config.get("steps"))
@@ -64,7 +63,7 @@ def run_heading(run: RunFolder, changes: Mapping[str, Estimate], best: int | Non
     return Heading(
         kind="Training run",
         title=f"{name_of(method) or 'Training'} on {_short_model(run.config)}",
-        verdict=_run_verdict(run, changes, num_done, steps),
+        verdict=_run_verdict(differences(changes), num_done, steps),
         facts=_known(facts),
         origin=_origin(run.starts),
         command=f"sparring train --config {config} --out {shlex.quote(f'{run.path}-again')}" if run.config else "",
@@ -132,9 +131,9 @@ def study_heading(found: StudyFolder) -> Heading:
     )
 
 
-def comparison_heading(first: Path, second: Path, rows: Sequence[Compared]) -> Heading:
-    """Of a comparison."""
-    changes = {row.threat: row.change.difference for row in rows}
+def comparison_heading(first: Path, second: Path, compared: Mapping[str, Any]) -> Heading:
+    """Of two tests; ``compared`` as ``evaluation.comparison`` tells it."""
+    changes = differences(compared)
     if not changes:
         verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
     else:
@@ -143,7 +142,7 @@ def comparison_heading(first: Path, second: Path, rows: Sequence[Compared]) -> H
     return Heading("Comparison", title, verdict, [("A", str(first)), ("B", str(second))])
 
 
-def _run_verdict(run: RunFolder, changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
+def _run_verdict(changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
     if changes:
         return f"After training, {_told(changes)}."
     if steps is not None and num_done < steps:

@@ -8,23 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sparring.evaluation.card import threat_entry
 from sparring.evaluation.statistics import Estimate
+from sparring.evaluation.tabulation import Record, aligned, by_threat, finished
 from sparring.report.charts import Axis, Series, line_chart, strip
 from sparring.report.curves import Panel
-from sparring.report.outcomes import (
-    Record,
-    accuracy,
-    by_threat,
-    change,
-    estimate,
-    families,
-    mean_length,
-    number,
-    reasons,
-    scores_of,
-    share,
-)
 from sparring.report.text import name_of
+from sparring.report.values import estimate, number
 
 Threats = Mapping[str, Mapping[str, Any]]
 """Threat -> what a card says of it."""
@@ -55,33 +45,15 @@ class Row:
 
 
 def threats_of(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """What a card would say of each threat, as far as outcomes alone tell it."""
-    groups = by_threat(records)
-    clean = scores_of(groups["clean"]) if "clean" in groups else None
+    """What a card would say of each threat, of a test that has none (yet): of the problems answered on clean pictures
+    too, if any are."""
+    groups = by_threat(finished(records))
     found = {}
     for threat, own in groups.items():
-        scores = scores_of(own)
-        entry: dict[str, Any] = {
-            "num_problems": len(scores),
-            "accuracy": as_json(accuracy(scores)),
-            "well_formed": share(own, "is_well_formed"),
-            "length": mean_length(own),
-            "families": {family: as_json(value) for family, value in families(own).items()},
-            "reasons": reasons(own),
-        }
-        if clean is not None and threat != "clean":
-            back = change(scores, clean)
-            if back is not None:
-                entry["drop"] = as_json(back.difference)
-                entry["right_to_wrong"] = len(back.gained) / back.num_paired
-                entry["wrong_to_right"] = len(back.lost) / back.num_paired
-        found[threat] = entry
+        table, *clean = aligned(own, groups["clean"]) if "clean" in groups else aligned(own)
+        if table.records:
+            found[threat] = threat_entry(table, clean[0] if clean else None, {})
     return found
-
-
-def as_json(value: Estimate) -> dict[str, float]:
-    """An estimate as cards write it."""
-    return {"value": value.value, "low": value.low, "high": value.high}
 
 
 def by_kind(threats: Threats) -> dict[str, dict[str, Mapping[str, Any]]]:

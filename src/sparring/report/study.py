@@ -10,9 +10,9 @@ from typing import Any
 from sparring.evaluation.statistics import Estimate
 from sparring.report.curves import Panel, banded_panels
 from sparring.report.folders import StudyFolder
-from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Row, difference_rows
 from sparring.report.text import name_of
+from sparring.report.values import estimate, number
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,17 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
     return text
 
 
-def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tuple[float, float, float]]) -> Table:
+def before_after_table(before: Summary, after: Summary, changes: Mapping[str, Any]) -> Table:
     """Accuracy under each threat before and after training, and response length.
 
     Args:
-        changes: threat -> difference of the accuracies and the bounds of its 95 % interval. A difference whose interval
-            holds 0 has no colour.
+        changes: the two compared (``evaluation.comparison``). A difference whose interval holds 0 has no colour.
     """
     num_problems = int(next(iter(after.values()))["num_problems"])
     title = f"Accuracy (%) on {num_problems} held-out problems, greedy, with 95 % intervals"
     table = _table(title, ("pictures", "before", "after", "change", "tokens"))
     for threat, metrics in after.items():
-        change = _change(dict(zip(("value", "low", "high"), changes[threat], strict=True)))
+        change = _change(changes["threats"][threat]["difference"])
         lengths = f"{before[threat]['length']:.0f} → {metrics['length']:.0f}"
         table.add_row(threat, percent(before[threat]), percent(metrics), change, lengths)
     return table
