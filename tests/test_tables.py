@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparring.report.tables import before_after_table, card_lines, card_tables, comparison_table, sweep_table
+from sparring.report.text import settings_apart
 
 THREATS = ("clean", "noisy", "attacked", "blank")
 
@@ -97,6 +98,18 @@ def test_a_comparison_fits_into_80_columns() -> None:
     shown = printed([comparison_table({"num_problems": 300, "threats": threats})])
     assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
     assert "123" in shown and "0.123" in shown and "-10.4 (-20.4 to -10.4)" in shown
+
+
+def test_settings_apart_name_a_few_threats() -> None:
+    threats = [f"fog:{n}" for n in range(5)]
+
+    def told(*named: str) -> list[str]:
+        entry = {"setting": "seed", "a": 0, "b": 1, "threats": list(named)}
+        return settings_apart({"threats": dict.fromkeys(threats), "settings": [entry]})
+
+    assert told(*threats) == ["seed: 0 in A, 1 in B (all threats)"]
+    assert told(*threats[:4]) == ["seed: 0 in A, 1 in B (fog:0, fog:1, fog:2 and 1 more)"]
+    assert told("fog:1") == ["seed: 0 in A, 1 in B (fog:1)"]
 
 
 def test_a_sweep_fits_into_80_columns() -> None:

@@ -219,6 +219,7 @@ def _compare(arguments: list[str]) -> int:
     from sparring.evaluation.comparison import compare, read_tested
     from sparring.recipes.comparing import ComparisonConfig, write_comparison_json
     from sparring.report.tables import comparison_table
+    from sparring.report.text import settings_apart
 
     prog = "sparring compare"
     arguments, first = _take_model(arguments)
@@ -236,6 +237,8 @@ def _compare(arguments: list[str]) -> int:
     console = Console()
     console.print(f"A: {comparison['a']}\nB: {comparison['b']}", soft_wrap=True, markup=False)
     console.print(comparison_table(comparison))
+    for line in settings_apart(comparison):
+        console.print(f"warning: not like for like: {line}", style="yellow", soft_wrap=True, markup=False)
     for side in ("a", "b"):
         if comparison[f"only_{side}"]:
             console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)

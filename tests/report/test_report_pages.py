@@ -232,9 +232,30 @@ def test_a_page_of_two_tests_shows_the_figures_of_sparring_compare(tmp_path: Pat
         assert f"+{100 * found[name]['difference']['value']:.1f} {low} to {high}" in text and counts in text
 
 
+def test_tests_that_were_made_otherwise_are_not_compared_like_for_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    assert "Not like for like" not in Page(write_comparison_page(first, second)).text
+    for folder, steps in ((first, 20), (second, 5)):
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {"attack": {"num_steps": steps}})
+        write_lines(folder / "outcomes.jsonl", outcomes("clean", [1, 0]) + outcomes("pgd:8/255", [1, 0]))
+    page = Page(write_comparison_page(first, second))
+    # In the box at the top; in the table of settings the same stands under its name in the file.
+    assert "Not like for like. The two were tested otherwise" in page.text
+    assert "attack steps: 20 in A, 5 in B (pgd:8/255)" in page.text and "attack.num_steps 20 5" in page.text
+    assert main(["compare", str(first), str(second)]) == 0
+    assert "warning: not like for like: attack steps: 20 in A, 5 in B (pgd:8/255)" in capsys.readouterr().out
+
+
 def test_nothing_that_a_model_wrote_becomes_markup(tmp_path: Path) -> None:
     run, other = (write_run(tmp_path / name, text=HOSTILE) for name in ("run", "other"))
     write_lines(other / "test-after.jsonl", outcomes("clean", [0] * 8, HOSTILE))
+    for label, folder in (("a", run), ("b", other)):
+        write_json(
+            folder / "card-after.json", {"attacks": {}, "decoding": {"mode": "x", "temperature": HOSTILE + label}}
+        )
     pages = [
         write_report(run),
         write_report(write_evaluation(tmp_path / "evaluation", text=HOSTILE)),

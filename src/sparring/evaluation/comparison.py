@@ -8,12 +8,13 @@ together (Holm): of twenty comparisons one is "significant" by luck.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparring.errors import UserError
+from sparring.evaluation.settings import settings_of
 from sparring.evaluation.statistics import bootstrap_scores, holm, mcnemar_exact, wilson_interval
 from sparring.evaluation.tabulation import (
     PAIRED,
@@ -25,9 +26,13 @@ from sparring.evaluation.tabulation import (
     read_records,
     tabulate,
 )
+from sparring.provenance import read_json
 
 OUTCOMES, CARD = "outcomes.jsonl", "card.json"
 TEST_AFTER = "test-after.jsonl"
+CARDS = {OUTCOMES: CARD, TEST_AFTER: "card-after.json", "test-before.jsonl": "card-before.json"}
+"""File of outcomes -> the card made of them, beside it."""
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Tested:
     records: Sequence[Record]
     fingerprint: str | None = None
     """Of the data, if that is known."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Made of these outcomes; empty if there is none."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for: the ``config.json`` beside the outcomes, empty if there is none."""
 
 
 def read_tested(path: str | Path) -> Tested:
@@ -60,14 +69,21 @@ def read_tested(path: str | Path) -> Tested:
     else:
         raise UserError(f"no such file or folder: {path}")
     records = read_records(file, PAIRED)
-    return Tested(str(path), records, _fingerprint(file.with_name(CARD)) if file.name == OUTCOMES else None)
+    if file.name not in CARDS:
+        return Tested(str(path), records)
+    path_of_card = file.with_name(CARDS[file.name])
+    card, config = read_json(path_of_card), read_json(file.with_name(CONFIG))
+    fingerprint = _fingerprint(card, path_of_card) if path_of_card.name == CARD and path_of_card.exists() else None
+    return Tested(str(path), records, fingerprint, card, config)
 
 
 def compare(first: Tested, second: Tested, *, is_partial: bool = False) -> dict[str, Any]:
     """What ``sparring compare`` and the pages of runs and of two tests show, JSON-serialisable.
 
     For each threat of both: accuracies, difference, McNemar's test (None for several samples a problem), mean lengths
-    of the responses (None where they are not known), numbers of problems that are paired and that only one has.
+    of the responses (None where they are not known), numbers of problems that are paired and that only one has. Then
+    the settings in which the two tests differ, with the threats that they bear on: those are not compared like for
+    like.
 
     Args:
         is_partial: pair the problems that both answered, and count the others, as of tests that are not finished.
@@ -95,6 +111,7 @@ def compare(first: Tested, second: Tested, *, is_partial: bool = False) -> dict[
         "b": second.name,
         "num_problems": max((entry["num_problems"] for entry in threats.values()), default=0),
         "threats": threats,
+        "settings": _settings_apart(first, second, tables),
         "only_a": [name for name in ours if name not in theirs],
         "only_b": [name for name in theirs if name not in ours],
     }
@@ -114,6 +131,20 @@ def _pair(first: Table, second: Table) -> dict[str, Any]:
         "length": {"a": _mean_length(first), "b": _mean_length(second)},
         "num_problems": len(a_P),
     }
+
+
+def _settings_apart(first: Tested, second: Tested, tables: Mapping[str, tuple[Table, ...]]) -> list[dict[str, Any]]:
+    """The settings that both tell, and tell differently."""
+    found: dict[str, dict[str, Any]] = {}
+    for threat, pair in tables.items():
+        ours, theirs = (
+            {"samples of each problem": table.correct_PK.shape[1]} | settings_of(threat, tested.card, tested.config)
+            for table, tested in zip(pair, (first, second), strict=True)
+        )
+        for name in (name for name in ours if name in theirs and ours[name] != theirs[name]):
+            apart = {"setting": name, "a": ours[name], "b": theirs[name], "threats": []}
+            found.setdefault(json.dumps(apart), apart)["threats"].append(threat)
+    return list(found.values())
 
 
 def _mean_length(table: Table) -> float | None:
@@ -172,11 +203,9 @@ def _truths(tested: Tested) -> dict[str, str]:
     return {str(record.get("problem_id", "")): str(record.get("truth") or "") for record in tested.records}
 
 
-def _fingerprint(card: Path) -> str | None:
-    """That of the data of a card; None if there is no card."""
+def _fingerprint(card: Mapping[str, Any], path: Path) -> str:
+    """That of the data of an evaluation."""
     try:
-        return str(json.loads(card.read_text(encoding="utf-8"))["data"]["fingerprint"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{card} is not a card: make it anew with sparring eval --resume {card.parent}") from error
+        return str(card["data"]["fingerprint"])
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{path} is not a card: make it anew with sparring eval --resume {path.parent}") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
+from sparring.evaluation.settings import TRAINING_RESTARTS
 from sparring.evaluation.statistics import Estimate, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
@@ -241,7 +242,7 @@ def training_suite(
         seed,
         batch_size=config.batch_size,
         token_budget=token_budget,
-        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
+        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=TRAINING_RESTARTS),
     )
 
 

@@ -5,7 +5,6 @@ A file that is not there is left out, for a run may still be going. A file that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.tabulation import DESCRIBED, read_records
-from sparring.provenance import read_jsonl
+from sparring.provenance import read_json, read_jsonl
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -93,7 +92,7 @@ def read_folder(path: Path) -> Folder:
     if (path / "card.json").exists() or (path / "outcomes.jsonl").exists():
         return EvaluationFolder(
             path,
-            config=_json(path / "config.json"),
+            config=read_json(path / "config.json"),
             starts=_jsonl(path / "provenance.jsonl"),
             card=_shaped(path / "card.json", _CARD),
             outcomes=_outcomes(path / "outcomes.jsonl"),
@@ -110,7 +109,7 @@ def read_run(path: Path) -> RunFolder:
     """The training run in ``path``."""
     return RunFolder(
         path,
-        config=_json(path / "config.json"),
+        config=read_json(path / "config.json"),
         starts=_jsonl(path / "provenance.jsonl"),
         metrics=_jsonl(path / "metrics.jsonl"),
         before=_outcomes(path / "test-before.jsonl"),
@@ -135,7 +134,7 @@ def read_study(path: Path) -> StudyFolder:
 
 def _shaped(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any]:
     """The object in a file that is known to have a shape; empty if there is no file."""
-    found = _json(path)
+    found = read_json(path)
     if found.get("format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: has format {found['format']}; this version of sparring reads {_FORMAT}")
     return _fitted(found, shape, str(path))
@@ -156,19 +155,6 @@ def _fitted(value: Any, shape: Any, where: str) -> Any:
         name: part if inner is None else _fitted(part, inner, f"{where}: {name}" if shape else where)
         for name, (part, inner) in parts.items()
     }
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    """The object in a file; empty if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); repair it, or make it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__}, not a JSON object; repair it, or make it again")
-    return found
 
 
 def _jsonl(path: Path) -> Records:

@@ -12,7 +12,7 @@ from sparring.evaluation.statistics import Estimate
 from sparring.report import study
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
 from sparring.report.robustness import Threats
-from sparring.report.text import name_of, percent, points
+from sparring.report.text import name_of, percent, points, settings_apart
 from sparring.report.values import differences, estimate, number
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
@@ -35,6 +35,8 @@ class Heading:
     """What makes the same again; empty if it is not known."""
     missing: Sequence[str] = field(default_factory=list)
     """What this page would show and the folder does not hold."""
+    warnings: Sequence[str] = field(default_factory=list)
+    """What stands against the verdict."""
 
 
 def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) -> Heading:
@@ -139,7 +141,8 @@ def comparison_heading(first: Path, second: Path, compared: Mapping[str, Any]) -
     else:
         verdict = f"From A to B, paired by problem, {_told(changes)}."
     title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
-    return Heading("Comparison", title, verdict, [("A", str(first)), ("B", str(second))])
+    facts = [("A", str(first)), ("B", str(second))]
+    return Heading("Comparison", title, verdict, facts, warnings=settings_apart(compared))
 
 
 def _run_verdict(changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:

@@ -133,7 +133,7 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
         "compared": compared,
         "change_rows": robustness.difference_rows(list(differences(compared).items())),
         "families": pair.families(first.records, second.records),
-        "settings": pair.settings_apart(configs[0], configs[1]),
+        "settings": pair.configs_apart(configs[0], configs[1]),
         "panels": overlaid_panels(runs),
         "smoothing": smoothing([metrics for _, metrics in runs]),
         "flips": flips,

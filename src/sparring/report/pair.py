@@ -67,7 +67,7 @@ def flips(first: Records, second: Records) -> tuple[list[Flip], int]:
     return found[:MOST_FLIPS], max(0, len(found) - MOST_FLIPS)
 
 
-def settings_apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def configs_apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The settings in which two configurations differ: (name, first, second); the output folder does not count."""
     one, two = dict(_flat(first)), dict(_flat(second))
     names = [name for name in dict.fromkeys([*one, *two]) if name != "out" and one.get(name) != two.get(name)]
