@@ -198,4 +198,15 @@ def write_study(folder: Path, *, text: str = "a loss that is not finite") -> Pat
         },
     }
     write_json(folder / "table.json", table)
+
+    def band(*mean: float) -> dict[str, list[float]]:
+        spread = {"low": [value - 0.1 for value in mean], "high": [value + 0.1 for value in mean]}
+        return {"step": list(range(1, len(mean) + 1)), "mean": list(mean), **spread}
+
+    metrics = {
+        "validation/sampled_accuracy": {"grpo": band(0.4), "saei": band(0.5)},
+        "reward": {"grpo": band(0.51, 0.52, 0.53, 0.54), "saei": band(0.5, 0.55, 0.6, 0.65)},
+        "entropy": {"saei": band(0.4, 0.3)},
+    }
+    write_json(folder / "curves.json", {"format": 1, "metrics": metrics})
     return folder

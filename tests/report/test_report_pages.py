@@ -191,9 +191,19 @@ def test_a_study(tmp_path: Path) -> None:
         "2 seeds",
     ):
         assert expected in page.text
+    assert "Validation accuracy, sampled grpo saei" in page.text and "1 more curve" in page.text
     text = written.read_text()
     assert '<span class="best">65.0' in text and '<span class="second">60.0' in text
     assert any("grpo: 0.51 at step 1, 0.54 at step 4" in (value or "") for _, value in page.attributes)
+
+
+def test_a_study_without_a_finished_run_has_no_curves(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    for name in ("table.json", "curves.json"):
+        (study / name).unlink()
+    page = Page(write_report(study))
+    assert "Left out: no table and no curves: no run is finished." in page.text
+    assert "svg" not in page.tags and "torch 2.13.0" in page.text
 
 
 def test_two_runs_compared(tmp_path: Path) -> None:
@@ -338,11 +348,12 @@ def test_a_spoiled_card_of_a_run_makes_a_page_or_an_error_in_one_line(path: tupl
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=25)
 def test_a_spoiled_study_makes_a_page_or_an_error_in_one_line(data: st.DataObject) -> None:
     with TemporaryDirectory() as root:
         files = {
-            name: json.loads((write_study(Path(root)) / name).read_text()) for name in ("study.json", "table.json")
+            name: json.loads((write_study(Path(root)) / name).read_text())
+            for name in ("study.json", "table.json", "curves.json")
         }
     name = data.draw(st.sampled_from(sorted(files)))
     path = data.draw(st.sampled_from(list(places(files[name]))))

@@ -29,6 +29,7 @@ _CARD: dict[str, Any] = {
 }
 _STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "runs": [{}]}
 _TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
+_CURVES: dict[str, Any] = {"metrics": {"*": {"*": {"step": [], "mean": [], "low": [], "high": []}}}}
 """What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
 
 
@@ -71,8 +72,10 @@ class StudyFolder:
     study: Mapping[str, Any]
     table: Mapping[str, Any]
     """Empty until the study has made one."""
-    runs: Mapping[str, Mapping[str, RunFolder]]
-    """Arm -> seed -> its run, those that have begun."""
+    curves: Mapping[str, Any]
+    """Empty until then, too."""
+    run: RunFolder | None
+    """One of its runs, for what all have in common; None if none has begun."""
 
 
 Folder = RunFolder | EvaluationFolder | StudyFolder
@@ -123,13 +126,15 @@ def read_run(path: Path) -> RunFolder:
 def read_study(path: Path) -> StudyFolder:
     """The study in ``path``: its runs lie in folders named ``<arm>-<seed>``."""
     study = _shaped(path / "study.json", _STUDY)
-    runs: dict[str, dict[str, RunFolder]] = {}
-    for arm in study.get("arms", ()):
-        for seed in map(str, study.get("seeds", ())):
-            folder = path / f"{arm}-{seed}"
-            if (folder / "metrics.jsonl").exists():
-                runs.setdefault(arm, {})[seed] = read_run(folder)
-    return StudyFolder(path, study, _shaped(path / "table.json", _TABLE), runs)
+    folders = (path / f"{arm}-{seed}" for arm in study.get("arms", ()) for seed in study.get("seeds", ()))
+    begun = next((folder for folder in folders if (folder / "metrics.jsonl").exists()), None)
+    return StudyFolder(
+        path,
+        study,
+        _shaped(path / "table.json", _TABLE),
+        _shaped(path / "curves.json", _CURVES),
+        None if begun is None else read_run(begun),
+    )
 
 
 def _shaped(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any]:

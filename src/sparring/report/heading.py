@@ -110,7 +110,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
 
 def study_heading(found: StudyFolder) -> Heading:
     """Of a study."""
-    some = next((run for runs in found.runs.values() for run in runs.values()), None)
+    some = found.run
     facts = [
         ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms", ()))),
         ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds", ()))),
@@ -120,7 +120,11 @@ def study_heading(found: StudyFolder) -> Heading:
         ("model", _model(some.config, some.starts) if some else ""),
     ]
     recipe = found.study.get("name")
-    missing = [("no table: no run is finished", not found.table), ("no run has begun", not found.runs)]
+    missing = [
+        ("no table and no curves: no run is finished", not found.table),
+        ("no curves", bool(found.table) and not found.curves),
+        ("no run has begun", some is None),
+    ]
     again = f"sparring study {shlex.quote(str(recipe))} --out {shlex.quote(f'{found.path}-again')}"
     return Heading(
         kind="Study",

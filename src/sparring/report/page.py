@@ -111,11 +111,13 @@ def _corruptions(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _study(found: StudyFolder) -> dict[str, Any]:
+    main, others = study.panels(found)
     return {
         "heading": study_heading(found),
         "table": study.read_table(found),
         "differences": study.difference_groups(found),
-        "panels": study.panels(found),
+        "panels": main,
+        "other_panels": others,
         "failures": study.failures(found),
     }
 

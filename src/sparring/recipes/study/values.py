@@ -21,8 +21,9 @@ CURVES = (
     "entropy",
     "length",
     "reference_kl",
+    "grad_norm",
 )
-"""Logged metrics that every study draws as curves; a method that does not log one has no curve of it."""
+"""Logged metrics that a study draws as curves, also on its page; a method that does not log one has no curve of it."""
 
 
 @dataclass(frozen=True)
