@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -355,9 +356,9 @@ def _methods_by_seeds(name: str, arguments: list[str]) -> int:
     study = STUDIES[name] if name in STUDIES else load_recipe(Path(name))
     options = parse(study.options(), arguments, prog=prog, description=study.description)
     try:
-        statuses = run_study(study, options)
+        statuses = run_study(study, options, recipe=name)
     except KeyboardInterrupt:
-        print(f"go on with: {' '.join([prog, *arguments])}", file=sys.stderr)
+        print(f"go on with: {shlex.join(['sparring', 'study', name, *arguments])}", file=sys.stderr)
         raise
     _print_page(options.out, Console())
     return int(any(status.state == "failed" for status in statuses.values()))

@@ -174,7 +174,9 @@ def write_study(folder: Path, *, text: str = "a loss that is not finite") -> Pat
             runs.append({"name": f"{arm}-{seed}", "arm": arm, "seed": seed, "state": "done", "error": None})
     runs.append({"name": "roma-0", "arm": "roma", "seed": 0, "state": "failed", "error": text})
     arms: dict[str, Any] = {arm: {} for arm in ("grpo", "saei", "roma")}
-    write_json(folder / "study.json", {"format": 1, "name": "headline", "arms": arms, "seeds": [0, 1], "runs": runs})
+    recipe = {"recipe": "my recipes/headline.py", "options": ["--seeds", "0", "1"]}
+    study = {"format": 1, "name": "headline", "arms": arms, "seeds": [0, 1], "runs": runs}
+    write_json(folder / "study.json", study | recipe)
 
     def cell(mean: float, **more: Any) -> dict[str, Any]:
         bounds = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}

@@ -189,6 +189,7 @@ def test_a_study(tmp_path: Path) -> None:
         "clean 50.0 ± 1.0 48.0–52.0 60.0 ± 1.0 58.0–62.0 65.0 ± 1.0 63.0–67.0",
         "saei − grpo",
         "2 seeds",
+        f"sparring study 'my recipes/headline.py' --seeds 0 1 --out {tmp_path}/s-again",
     ):
         assert expected in page.text
     assert "Validation accuracy, sampled grpo saei" in page.text and "1 more curve" in page.text
@@ -204,6 +205,10 @@ def test_a_study_without_a_finished_run_has_no_curves(tmp_path: Path) -> None:
     page = Page(write_report(study))
     assert "Left out: no table and no curves: no run is finished." in page.text
     assert "svg" not in page.tags and "torch 2.13.0" in page.text
+    # A study of an earlier version does not tell how it was started.
+    told = json.loads((study / "study.json").read_text())
+    write_json(study / "study.json", {name: value for name, value in told.items() if name != "recipe"})
+    assert "sparring study" not in Page(write_report(study)).text
 
 
 def test_two_runs_compared(tmp_path: Path) -> None:

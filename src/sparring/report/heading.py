@@ -119,21 +119,29 @@ def study_heading(found: StudyFolder) -> Heading:
         ("runs", ", ".join(f"{count} {state}" for state, count in study.states(found) if state)),
         ("model", _model(some.config, some.starts) if some else ""),
     ]
-    recipe = found.study.get("name")
     missing = [
         ("no table and no curves: no run is finished", not found.table),
         ("no curves", bool(found.table) and not found.curves),
         ("no run has begun", some is None),
     ]
-    again = f"sparring study {shlex.quote(str(recipe))} --out {shlex.quote(f'{found.path}-again')}"
     return Heading(
         kind="Study",
-        title=name_of(recipe or found.path.name),
+        title=name_of(found.study.get("name") or found.path.name),
         verdict=_study_verdict(found),
         facts=_known(facts),
         origin=_origin(some.starts) if some else (),
-        command=again if recipe else "",
+        command=_study_command(found),
         missing=[what for what, is_missing in missing if is_missing],
+    )
+
+
+def _study_command(found: StudyFolder) -> str:
+    """The command that the study was made by, into another folder; studies of earlier versions do not tell it."""
+    recipe = found.study.get("recipe")
+    if recipe is None:
+        return ""
+    return shlex.join(
+        ["sparring", "study", *map(str, (recipe, *found.study.get("options", ()))), "--out", f"{found.path}-again"]
     )
 
 
