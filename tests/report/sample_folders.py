@@ -91,7 +91,8 @@ def card(text: str = "fine") -> dict[str, Any]:
         noise = threat("corruption", 0.8 - 0.1 * severity, corruption="gaussian_noise", severity=severity)
         threats[f"gaussian_noise:{severity}"] = noise
     asked = {"precision": 0.9, "recall": None, "f1": 0.7, "yes_ratio": 0.5, "num": 8}
-    threats["typos:2"] = threat("text", 0.6, yes_no=asked)
+    threats["typos:2"] = threat("text", 0.6, yes_no=asked, edit="typos", edit_severity=2)
+    threats["typos:5"] = threat("text", 0.5, edit="typos", edit_severity=5)
     for radius in (2, 4):
         budget = {"norm": "linf", "radius": radius / 255}
         threats[f"pgd:{radius}/255"] = threat("attack", 0.4 / radius, budget=budget)
@@ -111,7 +112,13 @@ def card(text: str = "fine") -> dict[str, Any]:
             "worst": {"threat": "gaussian_noise:5", "accuracy": share(0.3)},
             "by_name": {"gaussian_noise": noise},
             "sets": {"noise": share(0.5)},
-            "mce": {"value": 0.9, "relative": None, "reference": "older", "notes": ["relative mCE undefined"]},
+            "mce": {
+                "value": 0.9,
+                "relative": None,
+                "reference": "older",
+                "by_name": {"gaussian_noise": {"ce": 0.9, "relative_ce": None}},
+                "notes": ["relative mCE undefined"],
+            },
         },
         "attacks": {
             "pgd:4/255": {

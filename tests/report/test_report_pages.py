@@ -142,10 +142,12 @@ def test_an_evaluation(tmp_path: Path) -> None:
     for expected in (
         "How well fine holds up",
         "Right on 80.0 % (95 % interval 70.0 to 90.0) of clean pictures, and on 10.0 %",
-        "under the worst of 8 threats, pgd:4/255; one sanity check failed",
+        "under the worst of 9 threats, pgd:4/255; one sanity check failed",
         "1 of 3 checks passed, 1 failed",
         "mCE 90.0, relative mCE –, against older = 100",
         "relative mCE undefined",
+        "gaussian_noise CE 90.0, relative – 50.0",
+        "Edited questions Accuracy by severity of the edit",
         "F1 precision recall yes ratio questions typos:2 70.0 90.0 – 50.0 8",
         "answer 4 · right → wrong · p1 · the threat changed the question",
         "answer 0: fine",
@@ -159,6 +161,8 @@ def test_an_evaluation(tmp_path: Path) -> None:
     assert any(
         value.startswith("Accuracy under gaussian_noise by severity. gaussian_noise: 80.0 %") for value in charts
     )
+    edited = next(value for value in charts if value.startswith("Accuracy under typos by severity"))
+    assert "typos: 80.0 % at severity 0, 50.0 % at severity 5" in edited
     assert "all samples right" not in page.text
     assert any("pgd: 80.0 % at radius in 255ths (L∞) 0, 10.0 %" in value for value in charts)
     assert any("restart 1: 0.3 at step of the attack 0, 1.2 at step of the attack 2" in value for value in charts)

@@ -334,15 +334,22 @@ def _yes_no_lines(threats: Mapping[str, Any]) -> list[str]:
 
 def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
     severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
-    lines = _head("corruption", *(f"severity {s}" for s in severities), "mean")
+    mce = corruptions["mce"]
+    lines = _head(
+        "corruption",
+        *(f"severity {s}" for s in severities),
+        "mean",
+        *(["CE", "relative CE"] if mce is not None else []),
+    )
     for name, own in corruptions["by_name"].items():
         cells = [in_percent(own["severities"][s]) if s in own["severities"] else "" for s in severities]
-        lines.append(_row(name, *cells, in_percent(own["mean"])))
+        errors = [] if mce is None else [mce["by_name"][name][key] for key in ("ce", "relative_ce")]
+        cells += [in_percent(own["mean"]), *("" if error is None else f"{100 * error:.1f}" for error in errors)]
+        lines.append(_row(name, *cells))
     worst = corruptions["worst"]
     lines += ["", f"Mean over corruptions {in_percent(corruptions['mean'])}; worst: {worst['threat']}, "
               f"{in_percent(worst['accuracy'])}."]  # fmt: skip
     lines += [f"- {name}: {in_percent(estimate)}" for name, estimate in corruptions["sets"].items()]
-    mce = corruptions["mce"]
     if mce is not None:
         figures = [f"{100 * mce[key]:.1f}" if mce[key] is not None else "undefined" for key in ("value", "relative")]
         lines += ["", f"mCE {figures[0]}, relative mCE {figures[1]}, against {mce['reference']} = 100."]

@@ -23,7 +23,12 @@ _CARD: dict[str, Any] = {
     "decoding": {},
     "reference": {},
     "threats": {"*": {"budget": {}, "families": {}, "reasons": {}, "yes_no": {}}},
-    "corruptions": {"worst": {}, "by_name": {"*": {"severities": {}}}, "sets": {}, "mce": {"notes": []}},
+    "corruptions": {
+        "worst": {},
+        "by_name": {"*": {"severities": {}}},
+        "sets": {},
+        "mce": {"by_name": {"*": {}}, "notes": []},
+    },
     "attacks": {"*": {"loss_by_step": [[]]}},
     "checks": [{}],
 }

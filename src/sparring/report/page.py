@@ -79,7 +79,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "panels": main,
         "smoothing": smoothing([run.metrics]),
         "other_panels": others,
-        **_corruptions(run.card_after),
+        **_severities(run.card_after),
         "gallery": read_gallery(run.path / "gallery", run.gallery),
     }
 
@@ -93,7 +93,7 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
         "kinds": robustness.by_kind(threats),
         "threats": threats,
         "is_sampled": any(entry.get("strict_k") for entry in threats.values()),
-        **_corruptions(card),
+        **_severities(card),
         "attack_panels": [*robustness.budget_panels(card), *robustness.loss_panels(card)],
         "families": list(robustness.family_groups([threats])),
         "reasons": [("", *robustness.reason_table(threats))],
@@ -101,12 +101,13 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
     }
 
 
-def _corruptions(card: Mapping[str, Any]) -> dict[str, Any]:
+def _severities(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "card": card,
         "corruption_rows": robustness.corruption_rows(card),
         "set_rows": robustness.set_rows(card),
         "severity_panels": robustness.severity_panels(card),
+        "edit_panels": robustness.edit_panels(card),
     }
 
 
