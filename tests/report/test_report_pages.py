@@ -262,7 +262,7 @@ def test_tests_that_were_made_otherwise_are_not_compared_like_for_like(
         write_lines(folder / "outcomes.jsonl", outcomes("clean", [1, 0]) + outcomes("pgd:8/255", [1, 0]))
     page = Page(write_comparison_page(first, second))
     # In the box at the top; in the table of settings the same stands under its name in the file.
-    assert "Not like for like. The two were tested otherwise" in page.text
+    assert "Not like for like. The two were not tested alike" in page.text
     assert "attack steps: 20 in A, 5 in B (pgd:8/255)" in page.text and "attack.num_steps 20 5" in page.text
     assert main(["compare", str(first), str(second)]) == 0
     assert "warning: not like for like: attack steps: 20 in A, 5 in B (pgd:8/255)" in capsys.readouterr().out
