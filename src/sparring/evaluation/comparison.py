@@ -97,11 +97,10 @@ def compare(first: Tested, second: Tested, *, is_partial: bool = False) -> dict[
     if not is_partial:
         _require_same_problems(first, second)
     ours, theirs = (by_threat(finished(tested.records)) for tested in (first, second))
-    tables = {name: aligned(ours[name], theirs[name]) for name in ours if name in theirs}
+    shared = {name: aligned(ours[name], theirs[name]) for name in ours if name in theirs}
+    tables = {name: pair for name, pair in shared.items() if pair[0].records}
     threats = {
-        name: _pair(*pair) | {"num_unpaired": _num_unpaired(ours[name], theirs[name])}
-        for name, pair in tables.items()
-        if pair[0].records
+        name: _pair(*pair) | {"num_unpaired": _num_unpaired(ours[name], theirs[name])} for name, pair in tables.items()
     }
     asked = {name: entry["mcnemar"]["p"] for name, entry in threats.items() if entry["mcnemar"] is not None}
     for name, corrected in zip(asked, holm(list(asked.values())), strict=True):
