@@ -135,6 +135,8 @@ def test_a_run_leaves_its_results_and_can_be_repeated(tmp_path: Path, capsys: py
     assert {"environment", "git"} <= provenance.keys()
     for label in ("before", "after"):
         assert len((first / f"test-{label}.jsonl").read_text().splitlines()) == 6 * 4
+        attack = json.loads((first / f"card-{label}.json").read_text())["attacks"]["attacked"]
+        assert (attack["num_steps"], attack["num_restarts"]) == (5, 1)
     assert main(["train", "--config", str(first / "config.json"), "--out", str(second)]) == 0
     assert_same_run(first, second, step=2)
 

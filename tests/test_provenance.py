@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparring.provenance import Interrupt, append_jsonl, environment, git_state, new_run_folder, read_jsonl, write_text
+from sparring.errors import UserError
+from sparring.provenance import (
+    Interrupt,
+    append_jsonl,
+    environment,
+    git_state,
+    new_run_folder,
+    read_json,
+    read_jsonl,
+    write_text,
+)
 
 
 def test_environment_names_versions_and_is_json() -> None:
@@ -150,6 +160,17 @@ def test_a_bad_line_that_is_not_a_cut_end_is_an_error(bad: bytes, tmp_path: Path
     path.write_bytes(b'{"a": 1}\n' + bad + b"\n")
     with pytest.raises(ValueError, match="line 2"):
         read_jsonl(path)
+
+
+def test_an_object_is_read_and_anything_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    assert read_json(path) == {}
+    path.write_text('{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+    for text, said in (("{", "not JSON"), ("[]", "holds list"), ("\x80", "card.json")):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match=said):
+            read_json(path)
 
 
 def test_the_first_interrupt_asks_and_the_second_stops(capfd: pytest.CaptureFixture[str]) -> None:

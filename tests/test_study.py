@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -350,6 +352,27 @@ def test_a_recipe_is_a_python_file(
     assert main(["study", "tiny", "--only", "grpo:0", "--out", str(tmp_path / "tiny")]) == 1
     shown = capsys.readouterr().out
     assert "before failed: OSError: no such disk" in shown and "grpo-0 failed: OSError: no such disk" in shown
+
+
+def test_the_page_of_a_study_tells_the_command_that_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my recipes").mkdir()
+    (tmp_path / "my recipes" / "own.py").write_text(
+        "from sparring.recipes.study import Arm, Condition, Study\n"
+        "STUDY = Study('own', 'mine', (Arm('a', 'grpo'), Arm('b', 'grpo')), (Condition('clean'),), steps=3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    given = ["--arms", "b", "dapo", "--seeds", "4", "--num-test", "7"]
+    # What of it is done, and by whom, is no part of the study; a value that is the recipe's own is not repeated.
+    rest = ["--steps", "3", "--only", "dapo", "--threads", "1", "--table"]
+    assert main(["study", "my recipes/own.py", *given, *rest, "--out", "x y"]) == 0
+    page = html.unescape((tmp_path / "x y" / "report.html").read_text())
+    command = f"sparring study 'my recipes/own.py' {' '.join(given)} --out 'x y-again'"
+    assert command in page
+    assert main([*shlex.split(command)[1:], "--table"]) == 0
+    made, again = record(tmp_path / "x y"), record(tmp_path / "x y-again")
+    assert made == again and list(again["arms"]) == ["b", "dapo"] and again["num_test"] == 7
 
 
 def launch(model: Path, out: Path) -> subprocess.Popen[str]:

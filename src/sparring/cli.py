@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,8 @@ def _train(arguments: list[str]) -> int:
 def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     """Test, train, test the best validated step, and say where everything lies."""
     from sparring import distributed
-    from sparring.evaluation.suite import changes, read_outcomes, summary
+    from sparring.evaluation.comparison import Tested, compare
+    from sparring.evaluation.suite import read_outcomes, summary
     from sparring.recipes import run as recipe
     from sparring.report.progress import TrainingProgress
     from sparring.report.tables import before_after_table
@@ -137,8 +139,8 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
         best_step = run.load_best()
         after = _tested(run, "after", console)
         run.show(after)
-        estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
-        console.print(before_after_table(summary(before), summary(after), estimates))
+        tests = [Tested(label, list(map(vars, found))) for label, found in (("before", before), ("after", after))]
+        console.print(before_after_table(summary(before), summary(after), compare(*tests)))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
         console.print(f"run:   {folder}", soft_wrap=True)
         console.print(f"model: {run.model_folder}", soft_wrap=True)
@@ -216,8 +218,9 @@ def _eval(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     from sparring.evaluation.comparison import compare, read_tested
-    from sparring.recipes.comparing import ComparisonConfig, write_comparison
+    from sparring.recipes.comparing import ComparisonConfig, write_comparison_json
     from sparring.report.tables import comparison_table
+    from sparring.report.text import settings_apart
 
     prog = "sparring compare"
     arguments, first = _take_model(arguments)
@@ -235,11 +238,13 @@ def _compare(arguments: list[str]) -> int:
     console = Console()
     console.print(f"A: {comparison['a']}\nB: {comparison['b']}", soft_wrap=True, markup=False)
     console.print(comparison_table(comparison))
+    for line in settings_apart(comparison):
+        console.print(f"warning: not like for like: {line}", style="yellow", soft_wrap=True, markup=False)
     for side in ("a", "b"):
         if comparison[f"only_{side}"]:
             console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)
     if config.out is not None:
-        write_comparison(comparison, config.out)
+        write_comparison_json(comparison, config.out)
         console.print(f"as JSON: {config.out}", soft_wrap=True)
     return 0
 
@@ -323,7 +328,7 @@ def _study(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from sparring.report.page import write_comparison, write_report
+    from sparring.report.page import write_comparison_page, write_report
 
     prog = "sparring report"
     if any(argument in ("-h", "--help") for argument in arguments):
@@ -335,7 +340,7 @@ def _report(arguments: list[str]) -> int:
         fail(prog, f"give one folder or two, and --out FILE; got {' '.join(unknown or paths) or 'nothing'}")
     folders = [Path(path) for path in paths]
     if len(folders) == 2:
-        page = write_comparison(folders[0], folders[1], out)
+        page = write_comparison_page(folders[0], folders[1], out)
     else:
         page = write_report(folders[0], out)
     print(f"page: {page}")
@@ -351,9 +356,9 @@ def _methods_by_seeds(name: str, arguments: list[str]) -> int:
     study = STUDIES[name] if name in STUDIES else load_recipe(Path(name))
     options = parse(study.options(), arguments, prog=prog, description=study.description)
     try:
-        statuses = run_study(study, options)
+        statuses = run_study(study, options, recipe=name)
     except KeyboardInterrupt:
-        print(f"go on with: {' '.join([prog, *arguments])}", file=sys.stderr)
+        print(f"go on with: {shlex.join(['sparring', 'study', name, *arguments])}", file=sys.stderr)
         raise
     _print_page(options.out, Console())
     return int(any(status.state == "failed" for status in statuses.values()))

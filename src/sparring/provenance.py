@@ -105,6 +105,19 @@ def write_text(path: str | Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a file; empty if there is no file. UserError, naming it, for anything else."""
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); repair it, or make it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds {type(found).__name__}, not a JSON object; repair it, or make it again")
+    return found
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The records of a file. A last line that a crash cut off is left out, with a warning.
 

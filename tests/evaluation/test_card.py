@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sparring.errors import UserError
-from sparring.evaluation.card import build_card, card_markdown, tabulate, yes_no
+from sparring.evaluation.card import build_card, card_markdown, yes_no
 from sparring.evaluation.statistics import bootstrap_scores, wilson_interval
+from sparring.evaluation.tabulation import tabulate
 from sparring.evaluation.threats import parse_threats
 
 SETS = {"pair": (("gaussian_noise", 1), ("fog", 1)), "noise": (("gaussian_noise", 1), ("gaussian_noise", 2))}
@@ -200,6 +201,9 @@ def test_as_markdown() -> None:
     text = card_markdown(card)
     assert "| blank | 20.0 [5.7, 51.0] | +60.0 [" in text
     assert "| fog | 60.0 [31.3, 83.2] | 40.0 [16.8, 68.7] | 50.0 [" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| fog |"))
+    assert "| mean | CE | relative CE |" in text and row.endswith("| 125.0 | 150.0 |")
+    assert "| mean |\n" in card_markdown(card_of(rights)), "without a reference there is none"
     assert "worst: fog:2, 40.0" in text
     # Errors 0.4 + 0.6 over 0.4 + 0.4; relative (0.2 + 0.4) over (0.2 + 0.2).
     assert "mCE 125.0, relative mCE 150.0, against model = 100" in text

@@ -47,6 +47,47 @@ def test_p_values_are_corrected_together() -> None:
     assert (found["fog"]["mcnemar"]["p"], found["fog"]["mcnemar"]["p_holm"]) == (1 / 4, 1 / 4)
 
 
+def test_problems_are_paired_by_name_and_not_by_place() -> None:
+    # Of 40 problems 10 turn right and none turns wrong: +25 points, and no resample can show a loss.
+    before, after = made("x", noisy="1" * 20 + "0" * 20), made("y", noisy="1" * 30 + "0" * 10)
+    entry = compare(before, after)["threats"]["noisy"]
+    difference = entry["difference"]
+    assert difference["value"] == 0.25 and 0 < difference["low"] < 0.25 < difference["high"]
+    turned = compare(Tested("x", before.records[::-1]), after)["threats"]["noisy"]
+    assert turned["difference"] == difference and turned["mcnemar"] == entry["mcnemar"]
+
+
+def test_a_change_of_all_has_no_width() -> None:
+    entry = compare(made("x", clean="000"), made("y", clean="111"))["threats"]["clean"]
+    assert entry["difference"] == {"value": 1, "low": 1, "high": 1}
+
+
+def test_what_both_have_of_tests_that_are_not_finished() -> None:
+    first, second = made("x", clean="11001", fog="1", snow="1"), made("y", clean="1011", fog="", blank="1")
+    with pytest.raises(UserError, match="1 only in x, such as 'p4'"):
+        compare(first, second)
+    found = compare(first, second, is_partial=True)
+    # Of p0 to p3, which both have: one lost, two gained, 1/4 more.
+    (entry,) = found["threats"].values()
+    assert (entry["num_problems"], entry["num_unpaired"], found["num_problems"]) == (4, 1, 4)
+    assert entry["difference"]["value"] == 0.25 and entry["a"]["value"] == 0.5 and entry["b"]["value"] == 0.75
+    assert (entry["mcnemar"]["only_a"], entry["mcnemar"]["only_b"]) == (1, 2)
+    # The same problems in each, but not under each threat.
+    with pytest.raises(UserError, match="finish the evaluation"):
+        compare(made("x", clean="11", fog="1"), made("y", clean="11"))
+    assert compare(made("x", fog="1"), made("y", snow="1"), is_partial=True)["threats"] == {}
+    for is_partial in (False, True):
+        with pytest.raises(UserError, match="fingerprints differ"):
+            compare(made("x", "f", clean="1"), made("y", "g", clean="1"), is_partial=is_partial)
+    assert compare(made("x", "f", clean="11"), made("y", "g", clean="1"), is_partial=True)["num_problems"] == 1
+
+
+def test_mean_lengths_leave_out_what_a_server_does_not_tell() -> None:
+    told = [r | {"length": n} for n, r in enumerate(made("x", clean="111").records)]
+    entry = compare(Tested("x", told), made("y", clean="111"))["threats"]["clean"]
+    assert entry["length"] == {"a": 1.5, "b": None}
+
+
 def test_a_model_against_itself() -> None:
     same = made("x", clean="0101")
     entry = compare(same, same)["threats"]["clean"]

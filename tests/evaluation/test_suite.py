@@ -18,7 +18,6 @@ from sparring.evaluation.suite import (
     Outcome,
     Suite,
     accuracy,
-    changes,
     evaluate,
     probe,
     read_outcomes,
@@ -59,19 +58,6 @@ def greedy_texts(policy: Policy, problems: list[Problem]) -> list[str]:
     requests = [SampleRequest(problem, policy.processor.clean_view(problem), 1, seed=0) for problem in problems]
     drawn = sample(policy, requests, SamplingConfig(0.9, 6, greedy=True), max_rows=3)
     return [rollouts[0].text for rollouts in drawn]
-
-
-def test_changes_are_paired_by_problem() -> None:
-    def outcomes(right: list[bool]) -> list[Outcome]:
-        return [Outcome(str(n), "", "noisy", is_right, True, 1, "", "") for n, is_right in enumerate(right)]
-
-    # Of 40 problems 10 turn right and none turns wrong: +25 points, and no resample can show a loss.
-    before, after = outcomes([True] * 20 + [False] * 20), outcomes([True] * 30 + [False] * 10)
-    found = changes(before, after)["noisy"]
-    assert math.isclose(found.value, 0.25) and 0 < found.low < 0.25 < found.high
-    assert changes(before[::-1], after)["noisy"] == found, "by the name of the problem, not by place"
-    same = changes(before, before)["noisy"]
-    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_one_outcome_per_problem_and_threat(policy: Policy) -> None:

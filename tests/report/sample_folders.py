@@ -91,7 +91,8 @@ def card(text: str = "fine") -> dict[str, Any]:
         noise = threat("corruption", 0.8 - 0.1 * severity, corruption="gaussian_noise", severity=severity)
         threats[f"gaussian_noise:{severity}"] = noise
     asked = {"precision": 0.9, "recall": None, "f1": 0.7, "yes_ratio": 0.5, "num": 8}
-    threats["typos:2"] = threat("text", 0.6, yes_no=asked)
+    threats["typos:2"] = threat("text", 0.6, yes_no=asked, edit="typos", edit_severity=2)
+    threats["typos:5"] = threat("text", 0.5, edit="typos", edit_severity=5)
     for radius in (2, 4):
         budget = {"norm": "linf", "radius": radius / 255}
         threats[f"pgd:{radius}/255"] = threat("attack", 0.4 / radius, budget=budget)
@@ -101,7 +102,7 @@ def card(text: str = "fine") -> dict[str, Any]:
     return {
         "format": 1,
         "model": {"name": text, "kind": "policy", "fingerprint": "a" * 64},
-        "data": {"name": "scenes test", "num_problems": 8},
+        "data": {"name": "scenes test", "num_problems": 8, "fingerprint": "d" * 64},
         "decoding": {"mode": "greedy", "num_samples": 1, "temperature": 1.0, "max_new_tokens": 64},
         "seed": 0,
         "reference": None,
@@ -111,7 +112,13 @@ def card(text: str = "fine") -> dict[str, Any]:
             "worst": {"threat": "gaussian_noise:5", "accuracy": share(0.3)},
             "by_name": {"gaussian_noise": noise},
             "sets": {"noise": share(0.5)},
-            "mce": {"value": 0.9, "relative": None, "reference": "older", "notes": ["relative mCE undefined"]},
+            "mce": {
+                "value": 0.9,
+                "relative": None,
+                "reference": "older",
+                "by_name": {"gaussian_noise": {"ce": 0.9, "relative_ce": None}},
+                "notes": ["relative mCE undefined"],
+            },
         },
         "attacks": {
             "pgd:4/255": {
@@ -174,7 +181,9 @@ def write_study(folder: Path, *, text: str = "a loss that is not finite") -> Pat
             runs.append({"name": f"{arm}-{seed}", "arm": arm, "seed": seed, "state": "done", "error": None})
     runs.append({"name": "roma-0", "arm": "roma", "seed": 0, "state": "failed", "error": text})
     arms: dict[str, Any] = {arm: {} for arm in ("grpo", "saei", "roma")}
-    write_json(folder / "study.json", {"format": 1, "name": "headline", "arms": arms, "seeds": [0, 1], "runs": runs})
+    recipe = {"recipe": "my recipes/headline.py", "options": ["--seeds", "0", "1"]}
+    study = {"format": 1, "name": "headline", "arms": arms, "seeds": [0, 1], "runs": runs}
+    write_json(folder / "study.json", study | recipe)
 
     def cell(mean: float, **more: Any) -> dict[str, Any]:
         bounds = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
@@ -198,4 +207,15 @@ def write_study(folder: Path, *, text: str = "a loss that is not finite") -> Pat
         },
     }
     write_json(folder / "table.json", table)
+
+    def band(*mean: float) -> dict[str, list[float]]:
+        spread = {"low": [value - 0.1 for value in mean], "high": [value + 0.1 for value in mean]}
+        return {"step": list(range(1, len(mean) + 1)), "mean": list(mean), **spread}
+
+    metrics = {
+        "validation/sampled_accuracy": {"grpo": band(0.4), "saei": band(0.5)},
+        "reward": {"grpo": band(0.51, 0.52, 0.53, 0.54), "saei": band(0.5, 0.55, 0.6, 0.65)},
+        "entropy": {"saei": band(0.4, 0.3)},
+    }
+    write_json(folder / "curves.json", {"format": 1, "metrics": metrics})
     return folder

@@ -20,7 +20,7 @@ from sample_folders import (
     write_run,
     write_study,
 )
-from sparring.report.page import write_comparison, write_report
+from sparring.report.page import write_comparison_page, write_report
 
 EXECUTABLE = find_browser()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine")]
@@ -72,7 +72,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": write_report(run),
         "evaluation": write_report(write_evaluation(root / "evaluation", text=text)),
         "study": write_report(study),
-        "comparison": write_comparison(run, other),
+        "comparison": write_comparison_page(run, other),
     }
 
 

@@ -113,13 +113,43 @@ def test_the_best_step_is_the_earliest_with_the_highest_score() -> None:
     assert best_step([{"step": 1, "reward": 1.0}]) is None
 
 
-def test_seeds_make_a_mean_with_a_band() -> None:
-    runs = {"grpo": [[{"step": 1, "reward": value}, {"step": 2, "reward": 1.0}] for value in (0.2, 0.6)]}
-    (panel,) = banded_panels(runs)
-    assert "grpo: 0.4 at step 1, 1 at step 2" in str(panel.chart)
+def band(mean: list[float], spread: float) -> dict[str, list[float]]:
+    bounds = {"low": [value - spread for value in mean], "high": [value + spread for value in mean]}
+    return {"step": list(range(1, len(mean) + 1)), "mean": mean, **bounds}
+
+
+def test_a_study_draws_the_mean_with_a_band_over_seeds() -> None:
+    (panel,), others = banded_panels({"reward": {"grpo": band([0.4, 1.0], 0.2)}})
+    assert others == [] and "grpo: 0.4 at step 1, 1 at step 2" in str(panel.chart)
     assert [path.get("class") for path in parsed(panel.chart).iter("path")] == ["band s0", "line line s0"]
-    (alone,) = banded_panels({"grpo": runs["grpo"][:1]})
+    (alone,), _ = banded_panels({"reward": {"grpo": band([0.4, 1.0], 0.0)}})
     assert [path.get("class") for path in parsed(alone.chart).iter("path")] == ["line line s0"]
+
+
+def test_a_method_has_one_colour_in_all_curves_and_unknown_metrics_come_last() -> None:
+    one = band([0.4, 0.5], 0.1)
+    curves = {
+        "odd/<i>": {"saei": one},
+        "validation/sampled_accuracy": {"grpo": one},
+        "validation/accuracy": {"grpo": one},
+        "entropy": {"saei": one, "grpo": one},
+    }
+    main, others = banded_panels(curves)
+    assert [panel.title for panel in main] == ["Validation accuracy, greedy", "Entropy, nats per token"]
+    assert [panel.title for panel in others] == ["Validation accuracy, sampled", "odd/<i>"]
+    # saei is named first.
+    assert main[0].legend == [("grpo", 1)] and main[1].legend == [("saei", 0), ("grpo", 1)]
+
+
+def test_many_steps_of_a_study_are_smoothed_and_values_that_are_not_finite_are_counted() -> None:
+    rewards = [float(step % 3) for step in range(72)]
+    (panel,), _ = banded_panels({"reward": {"grpo": band(rewards, 0.5)}})
+    # The mean over steps 0 to 3 of 0, 1, 2, 0, and over the last four of 2, 0, 1, 2.
+    assert "grpo: 0.75 at step 1, 1.25 at step 72" in str(panel.chart) and panel.note == ""
+    torn = band([0.5, math.nan, 1.0], 0.0)
+    (panel,), _ = banded_panels({"reward": {"grpo": torn | {"low": [0.5, 0.5, None]}}})
+    assert "grpo: 0.5 at step 1, 0.5 at step 1" in str(panel.chart)
+    assert panel.note == "2 values are not finite and not drawn."
 
 
 def test_two_runs_over_each_other() -> None:

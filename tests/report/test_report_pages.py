@@ -33,7 +33,8 @@ from sample_folders import (
 )
 from sparring.cli import main
 from sparring.errors import UserError
-from sparring.report.page import write_comparison, write_report
+from sparring.evaluation.comparison import compare, read_tested
+from sparring.report.page import write_comparison_page, write_report
 
 BLOCKS = frozenset({"dd", "dt", "pre", "small", "td", "th"})
 """What stands apart from the text before it without white space between them."""
@@ -103,6 +104,16 @@ def test_a_run_shows_the_corruptions_of_its_card(tmp_path: Path) -> None:
     assert any((value or "").startswith("Accuracy under gaussian_noise by severity") for _, value in page.attributes)
 
 
+def test_a_run_shows_what_its_cards_say_of_its_tests(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for label, value in (("before", 0.25), ("after", 0.75)):
+        told = {"families": {"reading": {"value": value, "low": 0.1, "high": 0.9}}, "reasons": {"shouted": value}}
+        write_json(run / f"card-{label}.json", {"threats": {"clean": told | {"well_formed": value}}})
+    text = Page(write_report(run)).text
+    assert "reading 25.0 10.0–90.0 75.0 10.0–90.0" in text and "25.0 → 75.0" in text
+    assert "threat shouted clean 25.0" in text and "threat shouted clean 75.0" in text
+
+
 @pytest.mark.parametrize(
     ("num_steps", "is_tested", "parts"),
     [
@@ -131,10 +142,12 @@ def test_an_evaluation(tmp_path: Path) -> None:
     for expected in (
         "How well fine holds up",
         "Right on 80.0 % (95 % interval 70.0 to 90.0) of clean pictures, and on 10.0 %",
-        "under the worst of 8 threats, pgd:4/255; one sanity check failed",
+        "under the worst of 9 threats, pgd:4/255; one sanity check failed",
         "1 of 3 checks passed, 1 failed",
         "mCE 90.0, relative mCE –, against older = 100",
         "relative mCE undefined",
+        "gaussian_noise CE 90.0, relative – 50.0",
+        "Edited questions Accuracy by severity of the edit",
         "F1 precision recall yes ratio questions typos:2 70.0 90.0 – 50.0 8",
         "answer 4 · right → wrong · p1 · the threat changed the question",
         "answer 0: fine",
@@ -148,6 +161,8 @@ def test_an_evaluation(tmp_path: Path) -> None:
     assert any(
         value.startswith("Accuracy under gaussian_noise by severity. gaussian_noise: 80.0 %") for value in charts
     )
+    edited = next(value for value in charts if value.startswith("Accuracy under typos by severity"))
+    assert "typos: 80.0 % at severity 0, 50.0 % at severity 5" in edited
     assert "all samples right" not in page.text
     assert any("pgd: 80.0 % at radius in 255ths (L∞) 0, 10.0 %" in value for value in charts)
     assert any("restart 1: 0.3 at step of the attack 0, 1.2 at step of the attack 2" in value for value in charts)
@@ -178,11 +193,26 @@ def test_a_study(tmp_path: Path) -> None:
         "clean 50.0 ± 1.0 48.0–52.0 60.0 ± 1.0 58.0–62.0 65.0 ± 1.0 63.0–67.0",
         "saei − grpo",
         "2 seeds",
+        f"sparring study 'my recipes/headline.py' --seeds 0 1 --out {tmp_path}/s-again",
     ):
         assert expected in page.text
+    assert "Validation accuracy, sampled grpo saei" in page.text and "1 more curve" in page.text
     text = written.read_text()
     assert '<span class="best">65.0' in text and '<span class="second">60.0' in text
     assert any("grpo: 0.51 at step 1, 0.54 at step 4" in (value or "") for _, value in page.attributes)
+
+
+def test_a_study_without_a_finished_run_has_no_curves(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    for name in ("table.json", "curves.json"):
+        (study / name).unlink()
+    page = Page(write_report(study))
+    assert "Left out: no table and no curves: no run is finished." in page.text
+    assert "svg" not in page.tags and "torch 2.13.0" in page.text
+    # A study of an earlier version does not tell how it was started.
+    told = json.loads((study / "study.json").read_text())
+    write_json(study / "study.json", {name: value for name, value in told.items() if name != "recipe"})
+    assert "sparring study" not in Page(write_report(study)).text
 
 
 def test_two_runs_compared(tmp_path: Path) -> None:
@@ -190,7 +220,7 @@ def test_two_runs_compared(tmp_path: Path) -> None:
     write_lines(second / "test-after.jsonl", outcomes("clean", [1, 1, 1, 1], "new text") + outcomes("fog:1", [1]))
     config = json.loads((second / "config.json").read_text())
     write_json(second / "config.json", config | {"method": {"name": "saei", "num_clean": 4}, "out": "elsewhere"})
-    written = write_comparison(first, second)
+    written = write_comparison_page(first, second)
     assert written == second / "against-a.html"
     page = Page(written)
     # On p0 to p3, A is right on three and B on four; A's p4 to p7 have no partner, and noisy was not asked of B.
@@ -206,14 +236,50 @@ def test_two_runs_compared(tmp_path: Path) -> None:
     assert any("A: 0.51 at step 1" in (value or "") for _, value in page.attributes)
 
 
+def test_a_page_of_two_tests_shows_the_figures_of_sparring_compare(tmp_path: Path) -> None:
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    for folder, verdicts in ((first, [0, 0, 0, 0, 0, 0, 0, 1]), (second, [1, 1, 1, 1, 1, 1, 1, 0])):
+        rows = outcomes("clean", verdicts) + outcomes("fog:1", [1, *verdicts[1:]])
+        write_lines(folder / "outcomes.jsonl", rows)
+    found = compare(read_tested(first), read_tested(second))["threats"]
+    # Of eight that differ seven were gained: 2 (1 + 8) / 2^8 = 0.0703; of seven six: 2 (1 + 7) / 2^7 = 0.125. Holm
+    # doubles the smaller one, and the larger may not be below it.
+    assert [found[name]["mcnemar"]["p_holm"] for name in ("clean", "fog:1")] == [2 * 18 / 256, 2 * 18 / 256]
+    text = Page(write_comparison_page(first, second)).text
+    for name, counts in (("clean", "7 / 1 0.141"), ("fog:1", "6 / 1 0.141")):
+        low, high = (f"+{100 * found[name]['difference'][bound]:.1f}" for bound in ("low", "high"))
+        assert f"+{100 * found[name]['difference']['value']:.1f} {low} to {high}" in text and counts in text
+
+
+def test_tests_that_were_made_otherwise_are_not_compared_like_for_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    assert "Not like for like" not in Page(write_comparison_page(first, second)).text
+    for folder, steps in ((first, 20), (second, 5)):
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {"attack": {"num_steps": steps}})
+        write_lines(folder / "outcomes.jsonl", outcomes("clean", [1, 0]) + outcomes("pgd:8/255", [1, 0]))
+    page = Page(write_comparison_page(first, second))
+    # In the box at the top; in the table of settings the same stands under its name in the file.
+    assert "Not like for like. The two were not tested alike" in page.text
+    assert "attack steps: 20 in A, 5 in B (pgd:8/255)" in page.text and "attack.num_steps 20 5" in page.text
+    assert main(["compare", str(first), str(second)]) == 0
+    assert "warning: not like for like: attack steps: 20 in A, 5 in B (pgd:8/255)" in capsys.readouterr().out
+
+
 def test_nothing_that_a_model_wrote_becomes_markup(tmp_path: Path) -> None:
     run, other = (write_run(tmp_path / name, text=HOSTILE) for name in ("run", "other"))
     write_lines(other / "test-after.jsonl", outcomes("clean", [0] * 8, HOSTILE))
+    for label, folder in (("a", run), ("b", other)):
+        write_json(
+            folder / "card-after.json", {"attacks": {}, "decoding": {"mode": "x", "temperature": HOSTILE + label}}
+        )
     pages = [
         write_report(run),
         write_report(write_evaluation(tmp_path / "evaluation", text=HOSTILE)),
         write_report(write_study(tmp_path / "study", text=HOSTILE)),
-        write_comparison(run, other),
+        write_comparison_page(run, other),
     ]
     for path in pages:
         page = Page(path)
@@ -284,12 +350,19 @@ def test_a_spoiled_card_makes_a_page_or_an_error_in_one_line(path: tuple[Any, ..
     check_spoiled("card.json", spoiled(card(), path, part), lambda folder: write_evaluation(folder))
 
 
+@given(st.sampled_from(list(places(card()))), st.sampled_from(ANYTHING))
+@settings(max_examples=20)
+def test_a_spoiled_card_of_a_run_makes_a_page_or_an_error_in_one_line(path: tuple[Any, ...], part: Any) -> None:
+    check_spoiled("card-before.json", spoiled(card(), path, part), write_run)
+
+
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=25)
 def test_a_spoiled_study_makes_a_page_or_an_error_in_one_line(data: st.DataObject) -> None:
     with TemporaryDirectory() as root:
         files = {
-            name: json.loads((write_study(Path(root)) / name).read_text()) for name in ("study.json", "table.json")
+            name: json.loads((write_study(Path(root)) / name).read_text())
+            for name in ("study.json", "table.json", "curves.json")
         }
     name = data.draw(st.sampled_from(sorted(files)))
     path = data.draw(st.sampled_from(list(places(files[name]))))
@@ -315,6 +388,7 @@ def check_spoiled(name: str, value: Any, write: Callable[[Path], Path]) -> None:
         (lambda folder: (folder / "card.json").write_text('{"format": 2}'), ["has format 2", "reads 1"]),
         (lambda folder: (folder / "card.json").write_text('{"checks": {}}'), ["card.json: checks is dict, not a list"]),
         (lambda folder: (folder / "metrics.jsonl").write_text("1\n"), ["metrics.jsonl, line 1"]),
+        (lambda folder: (folder / "outcomes.jsonl").write_text("{}\n"), ["outcomes.jsonl, line 1: not an outcome"]),
     ],
 )
 def test_a_folder_that_cannot_be_read(tmp_path: Path, prepare: Callable[[Path], object], parts: list[str]) -> None:
@@ -330,7 +404,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     for pair, part in (((run, study), "is a study"), ((going, run), "it lacks test-after.jsonl")):
         with pytest.raises(UserError, match=part):
-            write_comparison(*pair)
+            write_comparison_page(*pair)
 
 
 def test_problems_that_share_only_their_names_are_not_compared(tmp_path: Path) -> None:
@@ -338,7 +412,7 @@ def test_problems_that_share_only_their_names_are_not_compared(tmp_path: Path) -
     for folder, truth in ((first, "3"), (second, "4")):
         write_lines(folder / "test-after.jsonl", outcomes("clean", [1, 0], truth=truth))
     with pytest.raises(UserError, match="the answer to 'p0' is '3' in"):
-        write_comparison(first, second)
+        write_comparison_page(first, second)
 
 
 def test_a_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

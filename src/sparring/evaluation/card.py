@@ -20,74 +20,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sparring.errors import UserError
 from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
+from sparring.evaluation.tabulation import Record, Table, tabulate
 
 FORMAT = 1
 """Number of this shape of cards."""
 
-Record = Mapping[str, Any]
-"""An outcome as a line of outcomes.jsonl holds it."""
 
+def threat_entry(table: Table, clean: Table | None, description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says about one threat; ``description`` is that of ``Threat.describe``.
 
-@dataclass(frozen=True)
-class Table:
-    """The responses under one threat, problems in the order of the clean ones."""
-
-    records: Sequence[Record]
-    """Problem by problem, sample by sample."""
-    correct_PK: np.ndarray
-    """float (P, K): whether sample k of problem p is correct."""
-
-    @property
-    def score_P(self) -> np.ndarray:
-        return np.asarray(self.correct_PK.mean(axis=1))
-
-
-def tabulate(records: Sequence[Record]) -> dict[str, Table]:
-    """Records by threat.
-
-    Raises UserError unless every threat has every problem with the same number of samples, each once.
+    Without clean responses there is nothing to say about drop and flips: they are None.
     """
-    by_threat: dict[str, dict[tuple[str, int], Record]] = {}
-    for record in records:
-        own = by_threat.setdefault(record["threat"], {})
-        key = (record["problem_id"], record.get("sample", 0))
-        if key in own:
-            raise UserError(f"problem {key[0]!r}, sample {key[1]}, is there twice under threat {record['threat']!r}")
-        own[key] = record
-    if not by_threat:
-        raise UserError("there are no outcomes")
-    first_name, first = next(iter(by_threat.items()))
-    problems = list(dict.fromkeys(problem for problem, _ in first))
-    num_samples = max(sample for _, sample in first) + 1
-    wanted = [(problem, sample) for problem in problems for sample in range(num_samples)]
-    tables = {}
-    for name, own in by_threat.items():
-        if own.keys() != set(wanted):
-            odd = sorted(own.keys() ^ set(wanted))[0]
-            raise UserError(
-                f"threats {first_name!r} and {name!r} have other problems or samples, such as {odd[0]!r}, sample "
-                f"{odd[1]}: finish the evaluation"
-            )
-        ordered = [own[key] for key in wanted]
-        correct = np.array([float(record["is_correct"]) for record in ordered]).reshape(len(problems), num_samples)
-        tables[name] = Table(ordered, correct)
-    return tables
-
-
-def threat_entry(table: Table, clean: Table, description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says about one threat; ``description`` is that of ``Threat.describe``."""
     records, scores = table.records, table.score_P
     num_problems, num_samples = table.correct_PK.shape
-    was_right, is_right = clean.correct_PK, table.correct_PK
-    clean_accuracy = float(clean.score_P.mean())
-    drop = bootstrap_scores(clean.score_P - scores, seed=0)
     lengths = [record["length"] for record in records if record["length"]]
     reasons = Counter(record["reason"] for record in records)
     sampled = num_samples > 1
@@ -95,10 +46,7 @@ def threat_entry(table: Table, clean: Table, description: Mapping[str, Any]) -> 
         **description,
         "num_problems": num_problems,
         "accuracy": _estimate(_wilson(scores)),
-        "drop": _estimate(drop),
-        "relative_drop": drop.value / clean_accuracy if clean_accuracy else None,
-        "right_to_wrong": float((was_right * (1 - is_right)).mean()),
-        "wrong_to_right": float(((1 - was_right) * is_right).mean()),
+        **_against_clean(table, clean),
         "well_formed": _share(records, "is_well_formed"),
         "truncated": sum(record.get("finish_reason") == "length" for record in records) / len(records),
         "length": sum(lengths) / len(lengths) if lengths else None,
@@ -107,6 +55,20 @@ def threat_entry(table: Table, clean: Table, description: Mapping[str, Any]) -> 
         "avg_at_k": _estimate(_wilson(scores)) if sampled else None,
         "strict_k": _estimate(_wilson(table.correct_PK.min(axis=1))) if sampled else None,
         "yes_no": yes_no(records),
+    }
+
+
+def _against_clean(table: Table, clean: Table | None) -> dict[str, Any]:
+    if clean is None:
+        return dict.fromkeys(("drop", "relative_drop", "right_to_wrong", "wrong_to_right"))
+    was_right, is_right = clean.correct_PK, table.correct_PK
+    clean_accuracy = float(clean.score_P.mean())
+    drop = bootstrap_scores(clean.score_P - table.score_P, seed=0)
+    return {
+        "drop": _estimate(drop),
+        "relative_drop": drop.value / clean_accuracy if clean_accuracy else None,
+        "right_to_wrong": float((was_right * (1 - is_right)).mean()),
+        "wrong_to_right": float(((1 - was_right) * is_right).mean()),
     }
 
 
@@ -372,15 +334,22 @@ def _yes_no_lines(threats: Mapping[str, Any]) -> list[str]:
 
 def _corruption_lines(corruptions: Mapping[str, Any]) -> list[str]:
     severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
-    lines = _head("corruption", *(f"severity {s}" for s in severities), "mean")
+    mce = corruptions["mce"]
+    lines = _head(
+        "corruption",
+        *(f"severity {s}" for s in severities),
+        "mean",
+        *(["CE", "relative CE"] if mce is not None else []),
+    )
     for name, own in corruptions["by_name"].items():
         cells = [in_percent(own["severities"][s]) if s in own["severities"] else "" for s in severities]
-        lines.append(_row(name, *cells, in_percent(own["mean"])))
+        errors = [] if mce is None else [mce["by_name"][name][key] for key in ("ce", "relative_ce")]
+        cells += [in_percent(own["mean"]), *("" if error is None else f"{100 * error:.1f}" for error in errors)]
+        lines.append(_row(name, *cells))
     worst = corruptions["worst"]
     lines += ["", f"Mean over corruptions {in_percent(corruptions['mean'])}; worst: {worst['threat']}, "
               f"{in_percent(worst['accuracy'])}."]  # fmt: skip
     lines += [f"- {name}: {in_percent(estimate)}" for name, estimate in corruptions["sets"].items()]
-    mce = corruptions["mce"]
     if mce is not None:
         figures = [f"{100 * mce[key]:.1f}" if mce[key] is not None else "undefined" for key in ("value", "relative")]
         lines += ["", f"mCE {figures[0]}, relative mCE {figures[1]}, against {mce['reference']} = 100."]

@@ -13,7 +13,8 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
-from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
+from sparring.evaluation.settings import TRAINING_RESTARTS
+from sparring.evaluation.statistics import Estimate, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
     CLEAN,
@@ -241,7 +242,7 @@ def training_suite(
         seed,
         batch_size=config.batch_size,
         token_budget=token_budget,
-        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=1),
+        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=TRAINING_RESTARTS),
     )
 
 
@@ -323,16 +324,6 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Metrics]:
         for family in sorted({outcome.family for outcome in own}):
             metrics[f"accuracy/{family}"] = accuracy([o for o in own if o.family == family]).value
         result[threat] = metrics
-    return result
-
-
-def changes(before: Sequence[Outcome], after: Sequence[Outcome]) -> dict[str, Estimate]:
-    """For each threat the difference of two accuracies on the same problems, with a paired bootstrap interval."""
-    result: dict[str, Estimate] = {}
-    was_right = {(outcome.problem_id, outcome.threat): outcome.is_correct for outcome in before}
-    for threat in dict.fromkeys(outcome.threat for outcome in after):
-        moved = [float(o.is_correct) - was_right[o.problem_id, threat] for o in after if o.threat == threat]
-        result[threat] = bootstrap_scores(moved, seed=0)
     return result
 
 

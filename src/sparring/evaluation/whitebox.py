@@ -26,6 +26,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from sparring.configs import to_dict
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
 from sparring.evaluation.attack_loop import AttackLoop, Candidate, Responses, rounded_within
 from sparring.evaluation.responses import is_right, respond
@@ -196,12 +197,7 @@ def attack_summary(records: Sequence[AttackRecord], config: AttackConfig) -> dic
         for restart in range(config.num_restarts)
     ]
     return {
-        "norm": config.norm,
-        "radius": config.radius,
-        "num_steps": config.num_steps,
-        "num_restarts": config.num_restarts,
-        "relative_step": config.relative_step,
-        "momentum": config.momentum,
+        **to_dict(config),
         "loss_by_step": [[sum(step) / len(step) for step in zip(*rows, strict=True)] for rows in by_restart],
         "accuracy_float": asdict(wilson_interval(sum(r.is_right_unrounded for r in records), len(records))),
         "accuracy": asdict(wilson_interval(sum(r.is_right for r in records), len(records))),

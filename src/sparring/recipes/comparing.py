@@ -19,7 +19,7 @@ class ComparisonConfig:
     """File for the comparison as JSON; none only prints it."""
 
 
-def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
+def write_comparison_json(comparison: Mapping[str, Any], path: Path) -> None:
     """Write what ``evaluation.comparison.compare`` found."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(comparison, indent=2, allow_nan=False) + "\n")

@@ -23,13 +23,14 @@ from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.suite import (
     EvaluationConfig,
     Outcome,
+    Suite,
     accuracy,
     evaluate,
     probe,
     training_suite,
     write_outcomes,
 )
-from sparring.evaluation.threats import CLEAN, parse_threats
+from sparring.evaluation.threats import CLEAN
 from sparring.methods import (
     METHODS,
     ClipCovConfig,
@@ -225,16 +226,38 @@ class Run:
         if distributed.is_main():
             write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
             if CLEAN.name in self.config.evaluation.threats:
-                card = test_card(self.config, source, outcomes, name=f"{self.config.method.name}, {label} training")
+                card = self._card(source, outcomes, name=f"{self.config.method.name}, {label} training")
                 write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
         return outcomes
 
+    @property
+    def _suite(self) -> Suite:
+        """What the policy is put through before and after training."""
+        config = self.config
+        return training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
+
+    def _card(self, source: Source, outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
+        """The card of a test; ``name`` is what it calls the model."""
+        suite = self._suite
+        max_new_tokens = self.config.sampling.max_new_tokens
+        return build_card(
+            [vars(outcome) for outcome in outcomes],
+            {threat.name: threat.describe() for threat in suite.threats},
+            about={
+                "model": {"name": name, "kind": "policy", "fingerprint": None},
+                "data": source.describe(),
+                "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
+                "seed": self.config.seed,
+            },
+            sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
+            attacks={t.name: to_dict(suite.attack_config(t)) for t in suite.threats if t.attack is not None},
+        )
+
     def show(self, outcomes: Sequence[Outcome]) -> None:
         """A few examples of a test of the policy as it is, written into the folder's gallery."""
-        config = self.config
+        config, suite = self.config, self._suite
         if CLEAN.name not in config.evaluation.threats:
             return
-        suite = training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
         source = open_source("scenes", config.evaluation.num_problems, config.data)
         chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
         write_gallery(suite, source.problems, chosen, self.folder / GALLERY)
@@ -315,23 +338,6 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
         append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), "model": fingerprint(config.model.path)})
         write_config(config, folder / CONFIG)
     return Run(config, folder, policy, grader, trainer)
-
-
-def test_card(config: RunConfig, source: Source, outcomes: Sequence[Outcome], *, name: str) -> dict[str, Any]:
-    """The card of the test around a training run; ``name`` is what it calls the model."""
-    threats = parse_threats(config.evaluation.threats, config.evaluation.strength)
-    max_new_tokens = config.sampling.max_new_tokens
-    return build_card(
-        [vars(outcome) for outcome in outcomes],
-        {threat.name: threat.describe() for threat in threats},
-        about={
-            "model": {"name": name, "kind": "policy", "fingerprint": None},
-            "data": source.describe(),
-            "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
-            "seed": config.seed,
-        },
-        sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
-    )
 
 
 def surroundings(seed: int) -> dict[str, Any]:

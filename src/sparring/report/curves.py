@@ -1,4 +1,4 @@
-"""Curves of training: small multiples of what a run logs, of two runs over each other, or of methods over seeds."""
+"""Curves of training: small multiples of what a run logs, of two runs over each other, or of a study's methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.report.charts import Axis, Point, Series, line_chart
-from sparring.report.outcomes import number
+from sparring.report.text import name_of
+from sparring.report.values import number
 
 Metrics = Sequence[Mapping[str, Any]]
 """Lines of ``metrics.jsonl``."""
@@ -96,21 +97,29 @@ def overlaid_panels(runs: Sequence[tuple[str, Metrics]]) -> list[Panel]:
     return panels
 
 
-def banded_panels(methods: Mapping[str, Sequence[Metrics]]) -> list[Panel]:
-    """The main curves of methods: mean over seeds, with a band from the lowest seed to the highest."""
-    panels = []
-    for spec in _SPECS:
-        name = spec.names[0]
-        if not (spec.is_main or name == "validation/entropy") or name.startswith("verdict/"):
-            continue
-        series = [
-            _over_seeds(method, [_curve(m, name) for m in runs], colour)
-            for colour, (method, runs) in enumerate(methods.items())
-        ]
-        chart = line_chart(series, title=f"{spec.title} by step", x=_STEP, y=spec.axis)
+def banded_panels(curves: Mapping[str, Mapping[str, Any]]) -> tuple[list[Panel], list[Panel]]:
+    """Curves of methods over seeds, the main panels and all others: the mean, with a band from the lowest seed to the
+    highest.
+
+    Args:
+        curves: metric -> method -> its ``step``, ``mean``, ``low`` and ``high``, as in ``curves.json``.
+    """
+    colours = {method: i for i, method in enumerate(dict.fromkeys(m for bands in curves.values() for m in bands))}
+    specs = {name: spec for spec in _SPECS for name in spec.names}
+    main: list[Panel] = []
+    others: list[Panel] = []
+    for name in [*(name for name in specs if name in curves), *(name for name in curves if name not in specs)]:
+        spec = specs.get(name, _Spec((name,), name_of(name), Axis()))
+        title = spec.title if len(spec.names) == 1 else f"{spec.title}, {_short(name, spec)}"
+        bands = {method: _rows(band) for method, band in curves[name].items()}
+        series = [_banded(method, rows, colours[method]) for method, (rows, _) in bands.items()]
+        chart = line_chart(series, title=f"{title} by step", x=_STEP, y=spec.axis)
         if chart is not None:
-            panels.append(Panel(spec.title, chart, [(m, c) for c, m in enumerate(methods)]))
-    return panels
+            legend = [(name_of(method), colours[method]) for method in bands]
+            panel = Panel(title, chart, legend, _lost(sum(num for _, num in bands.values())))
+            is_main = (spec.is_main and name == spec.names[0]) or name == "validation/entropy"
+            (main if is_main else others).append(panel)
+    return main, others
 
 
 def smoothed(points: Sequence[Point], window: int) -> list[Point]:
@@ -145,13 +154,25 @@ def _window(num_points: int) -> int:
     return 2 * max(1, num_points // 24) + 1 if num_points > _FEW else 1
 
 
-def _over_seeds(label: str, curves: Sequence[list[Point]], colour: int) -> Series:
-    """Mean and range at the steps that every seed has; smoothed within each seed first, where there are many."""
-    steps = [dict(_with_smoothed(label, curve, 0)[-1].points) for curve in curves if curve]
-    shared = sorted(set.intersection(*(set(s) for s in steps))) if steps else []
-    rows = [(x, [s[x] for s in steps]) for x in shared]
-    band = [(x, min(values), max(values)) for x, values in rows] if len(steps) > 1 else []
-    return Series(label, [(x, statistics.fmean(values)) for x, values in rows], colour, band=band)
+def _rows(band: Mapping[str, Any]) -> tuple[list[tuple[float, float, float, float]], int]:
+    """(step, mean, low, high) wherever all four are finite, and at how many steps they are not."""
+    told = list(zip(*(band.get(name, ()) for name in ("step", "mean", "low", "high")), strict=False))
+    known = [[number(value) for value in row] for row in told]
+    rows = [
+        (step, mean, low, high)
+        for step, mean, low, high in known
+        if step is not None and mean is not None and low is not None and high is not None
+    ]
+    return sorted(rows), len(told) - len(rows)
+
+
+def _banded(label: str, rows: Sequence[tuple[float, float, float, float]], colour: int) -> Series:
+    """Mean and bounds, each smoothed where there are many."""
+    window = _window(len(rows))
+    mean, low, high = (smoothed([(row[0], row[i]) for row in rows], window) for i in (1, 2, 3))
+    band = [(x, y, z) for (x, y), (_, z) in zip(low, high, strict=True)]
+    # Of one seed there is no band.
+    return Series(label, mean, colour, band=band if any(y < z for _, y, z in band) else ())
 
 
 def _specs(metrics: Metrics) -> list[_Spec]:
@@ -198,4 +219,8 @@ def _curve(metrics: Metrics, name: str) -> list[Point]:
 def _note(metrics: Metrics, names: Sequence[str]) -> str:
     """How many values could not be drawn."""
     lost = sum(name in record and number(record[name]) is None for record in metrics for name in names)
-    return f"{lost} values are not finite and not drawn." if lost else ""
+    return _lost(lost)
+
+
+def _lost(num: int) -> str:
+    return f"{num} values are not finite and not drawn." if num else ""

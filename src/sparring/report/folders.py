@@ -5,14 +5,14 @@ A file that is not there is left out, for a run may still be going. A file that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparring.errors import UserError
-from sparring.provenance import read_jsonl
+from sparring.evaluation.tabulation import DESCRIBED, read_records
+from sparring.provenance import read_json, read_jsonl
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -23,12 +23,18 @@ _CARD: dict[str, Any] = {
     "decoding": {},
     "reference": {},
     "threats": {"*": {"budget": {}, "families": {}, "reasons": {}, "yes_no": {}}},
-    "corruptions": {"worst": {}, "by_name": {"*": {"severities": {}}}, "sets": {}, "mce": {"notes": []}},
+    "corruptions": {
+        "worst": {},
+        "by_name": {"*": {"severities": {}}},
+        "sets": {},
+        "mce": {"by_name": {"*": {}}, "notes": []},
+    },
     "attacks": {"*": {"loss_by_step": [[]]}},
     "checks": [{}],
 }
-_STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "runs": [{}]}
+_STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "options": [], "runs": [{}]}
 _TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
+_CURVES: dict[str, Any] = {"metrics": {"*": {"*": {"step": [], "mean": [], "low": [], "high": []}}}}
 """What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
 
 
@@ -44,8 +50,9 @@ class RunFolder:
     before: Records
     """Outcomes of the test before training; empty if it was not made."""
     after: Records
-    card: Mapping[str, Any]
-    """Of the test after training; empty if there is none."""
+    card_before: Mapping[str, Any]
+    """Of the test before training; empty if there is none, as of tests without clean pictures."""
+    card_after: Mapping[str, Any]
     gallery: Records
 
 
@@ -70,8 +77,10 @@ class StudyFolder:
     study: Mapping[str, Any]
     table: Mapping[str, Any]
     """Empty until the study has made one."""
-    runs: Mapping[str, Mapping[str, RunFolder]]
-    """Arm -> seed -> its run, those that have begun."""
+    curves: Mapping[str, Any]
+    """Empty until then, too."""
+    run: RunFolder | None
+    """One of its runs, for what all have in common; None if none has begun."""
 
 
 Folder = RunFolder | EvaluationFolder | StudyFolder
@@ -91,10 +100,10 @@ def read_folder(path: Path) -> Folder:
     if (path / "card.json").exists() or (path / "outcomes.jsonl").exists():
         return EvaluationFolder(
             path,
-            config=_json(path / "config.json"),
+            config=read_json(path / "config.json"),
             starts=_jsonl(path / "provenance.jsonl"),
             card=_shaped(path / "card.json", _CARD),
-            outcomes=_jsonl(path / "outcomes.jsonl"),
+            outcomes=_outcomes(path / "outcomes.jsonl"),
             gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
         )
     if (path / "metrics.jsonl").exists() or (path / "test-before.jsonl").exists():
@@ -108,12 +117,13 @@ def read_run(path: Path) -> RunFolder:
     """The training run in ``path``."""
     return RunFolder(
         path,
-        config=_json(path / "config.json"),
+        config=read_json(path / "config.json"),
         starts=_jsonl(path / "provenance.jsonl"),
         metrics=_jsonl(path / "metrics.jsonl"),
-        before=_jsonl(path / "test-before.jsonl"),
-        after=_jsonl(path / "test-after.jsonl"),
-        card=_shaped(path / "card-after.json", _CARD),
+        before=_outcomes(path / "test-before.jsonl"),
+        after=_outcomes(path / "test-after.jsonl"),
+        card_before=_shaped(path / "card-before.json", _CARD),
+        card_after=_shaped(path / "card-after.json", _CARD),
         gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
     )
 
@@ -121,18 +131,20 @@ def read_run(path: Path) -> RunFolder:
 def read_study(path: Path) -> StudyFolder:
     """The study in ``path``: its runs lie in folders named ``<arm>-<seed>``."""
     study = _shaped(path / "study.json", _STUDY)
-    runs: dict[str, dict[str, RunFolder]] = {}
-    for arm in study.get("arms", ()):
-        for seed in map(str, study.get("seeds", ())):
-            folder = path / f"{arm}-{seed}"
-            if (folder / "metrics.jsonl").exists():
-                runs.setdefault(arm, {})[seed] = read_run(folder)
-    return StudyFolder(path, study, _shaped(path / "table.json", _TABLE), runs)
+    folders = (path / f"{arm}-{seed}" for arm in study.get("arms", ()) for seed in study.get("seeds", ()))
+    begun = next((folder for folder in folders if (folder / "metrics.jsonl").exists()), None)
+    return StudyFolder(
+        path,
+        study,
+        _shaped(path / "table.json", _TABLE),
+        _shaped(path / "curves.json", _CURVES),
+        None if begun is None else read_run(begun),
+    )
 
 
 def _shaped(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any]:
     """The object in a file that is known to have a shape; empty if there is no file."""
-    found = _json(path)
+    found = read_json(path)
     if found.get("format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: has format {found['format']}; this version of sparring reads {_FORMAT}")
     return _fitted(found, shape, str(path))
@@ -155,18 +167,9 @@ def _fitted(value: Any, shape: Any, where: str) -> Any:
     }
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    """The object in a file; empty if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); repair it, or make it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__}, not a JSON object; repair it, or make it again")
-    return found
-
-
 def _jsonl(path: Path) -> Records:
     return read_jsonl(path) if path.exists() else []
+
+
+def _outcomes(path: Path) -> Records:
+    return read_records(path, DESCRIBED) if path.exists() else []

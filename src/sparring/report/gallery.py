@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from sparring.report.outcomes import number
 from sparring.report.text import LONG, changed_words, name_of, shortened, visible
+from sparring.report.values import number
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
-from sparring.report.comparison import Compared
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
-from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Threats
-from sparring.report.text import name_of, percent, points
+from sparring.report.text import name_of, percent, points, settings_apart
+from sparring.report.values import differences, estimate, number
 
 _VERSIONS = ("sparring", "torch", "transformers", "tokenizers", "numpy", "Pillow", "python")
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -36,10 +35,12 @@ class Heading:
     """What makes the same again; empty if it is not known."""
     missing: Sequence[str] = field(default_factory=list)
     """What this page would show and the folder does not hold."""
+    warnings: Sequence[str] = field(default_factory=list)
+    """What stands against the verdict."""
 
 
-def run_heading(run: RunFolder, changes: Mapping[str, Estimate], best: int | None) -> Heading:
-    """Of a training run; ``changes`` of accuracy under each threat."""
+def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) -> Heading:
+    """Of a training run; ``changes`` as ``evaluation.comparison`` tells them of its two tests."""
     method = _part(run.config, "method").get("name")
     num_done = max((int(s) for r in run.metrics if (s := number(r.get("step"))) is not None), default=0)
     steps = number(run.config.get("steps"))
@@ -64,7 +65,7 @@ def run_heading(run: RunFolder, changes: Mapping[str, Estimate], best: int | Non
     return Heading(
         kind="Training run",
         title=f"{name_of(method) or 'Training'} on {_short_model(run.config)}",
-        verdict=_run_verdict(run, changes, num_done, steps),
+        verdict=_run_verdict(differences(changes), num_done, steps),
         facts=_known(facts),
         origin=_origin(run.starts),
         command=f"sparring train --config {config} --out {shlex.quote(f'{run.path}-again')}" if run.config else "",
@@ -109,7 +110,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
 
 def study_heading(found: StudyFolder) -> Heading:
     """Of a study."""
-    some = next((run for runs in found.runs.values() for run in runs.values()), None)
+    some = found.run
     facts = [
         ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms", ()))),
         ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds", ()))),
@@ -118,32 +119,45 @@ def study_heading(found: StudyFolder) -> Heading:
         ("runs", ", ".join(f"{count} {state}" for state, count in study.states(found) if state)),
         ("model", _model(some.config, some.starts) if some else ""),
     ]
-    recipe = found.study.get("name")
-    missing = [("no table: no run is finished", not found.table), ("no run has begun", not found.runs)]
-    again = f"sparring study {shlex.quote(str(recipe))} --out {shlex.quote(f'{found.path}-again')}"
+    missing = [
+        ("no table and no curves: no run is finished", not found.table),
+        ("no curves", bool(found.table) and not found.curves),
+        ("no run has begun", some is None),
+    ]
     return Heading(
         kind="Study",
-        title=name_of(recipe or found.path.name),
+        title=name_of(found.study.get("name") or found.path.name),
         verdict=_study_verdict(found),
         facts=_known(facts),
         origin=_origin(some.starts) if some else (),
-        command=again if recipe else "",
+        command=_study_command(found),
         missing=[what for what, is_missing in missing if is_missing],
     )
 
 
-def comparison_heading(first: Path, second: Path, rows: Sequence[Compared]) -> Heading:
-    """Of a comparison."""
-    changes = {row.threat: row.change.difference for row in rows}
+def _study_command(found: StudyFolder) -> str:
+    """The command that the study was made by, into another folder; studies of earlier versions do not tell it."""
+    recipe = found.study.get("recipe")
+    if recipe is None:
+        return ""
+    return shlex.join(
+        ["sparring", "study", *map(str, (recipe, *found.study.get("options", ()))), "--out", f"{found.path}-again"]
+    )
+
+
+def comparison_heading(first: Path, second: Path, compared: Mapping[str, Any]) -> Heading:
+    """Of two tests; ``compared`` as ``evaluation.comparison`` tells it."""
+    changes = differences(compared)
     if not changes:
         verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
     else:
         verdict = f"From A to B, paired by problem, {_told(changes)}."
     title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
-    return Heading("Comparison", title, verdict, [("A", str(first)), ("B", str(second))])
+    facts = [("A", str(first)), ("B", str(second))]
+    return Heading("Comparison", title, verdict, facts, warnings=settings_apart(compared))
 
 
-def _run_verdict(run: RunFolder, changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
+def _run_verdict(changes: Mapping[str, Estimate], num_done: int, steps: float | None) -> str:
     if changes:
         return f"After training, {_told(changes)}."
     if steps is not None and num_done < steps:

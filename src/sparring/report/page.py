@@ -19,16 +19,16 @@ import jinja2
 from markupsafe import Markup
 
 from sparring import __version__
-from sparring.evaluation.comparison import Tested, require_same_answers
+from sparring.evaluation.comparison import Tested, compare
 from sparring.provenance import write_text
-from sparring.report import comparison, robustness, study
+from sparring.report import pair, robustness, study
 from sparring.report.charts import COLOURS
 from sparring.report.curves import best_step, overlaid_panels, run_panels, smoothing
 from sparring.report.folders import EvaluationFolder, Folder, RunFolder, StudyFolder, read_folder
 from sparring.report.gallery import ENTROPY_BOUNDS, read_gallery
 from sparring.report.heading import comparison_heading, evaluation_heading, run_heading, study_heading
-from sparring.report.outcomes import by_threat, change, estimate, number, p_values, scores_of
 from sparring.report.text import p_value, percent, points, visible
+from sparring.report.values import differences, estimate, number
 
 REPORT = "report.html"
 
@@ -49,12 +49,11 @@ def write_report(path: Path, out: Path | None = None) -> Path:
     return _write(out or path / REPORT, name, content)
 
 
-def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path:
+def write_comparison_page(first: Path, second: Path, out: Path | None = None) -> Path:
     """Write the page that compares two runs or evaluations; by default into the second folder.
 
     Raises:
-        UserError: one of them has nothing to compare, the same problem has other answers in the two, or a file cannot
-            be read.
+        UserError: one of them has nothing to compare, problems of one name are not the same, or a file cannot be read.
     """
     folders = read_folder(first), read_folder(second)
     page = second / f"against-{first.resolve().name}.html"
@@ -62,27 +61,25 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
 
 
 def _run(run: RunFolder) -> dict[str, Any]:
-    before, after = by_threat(run.before), by_threat(run.after)
-    changes = {
-        threat: moved
-        for threat in after
-        if threat in before and (moved := change(scores_of(before[threat]), scores_of(after[threat]))) is not None
-    }
+    # Of a test without its card, as an older version left it, the card's figures are counted.
+    tests = [
+        card.get("threats") or robustness.threats_of(outcomes)
+        for card, outcomes in ((run.card_before, run.before), (run.card_after, run.after))
+    ]
+    changes = compare(Tested("before", run.before), Tested("after", run.after), is_partial=True)
     best = best_step(run.metrics)
-    tests = [robustness.threats_of(run.before), robustness.threats_of(run.after)]
     main, others = run_panels(run.metrics, best)
     return {
-        "heading": run_heading(run, {threat: moved.difference for threat, moved in changes.items()}, best),
+        "heading": run_heading(run, changes, best),
         "tests": tests,
         "changes": changes,
-        "p_values": p_values(changes),
-        "change_rows": robustness.difference_rows([(threat, moved.difference) for threat, moved in changes.items()]),
+        "change_rows": robustness.difference_rows(list(differences(changes).items())),
         "families": list(robustness.family_groups(tests)),
         "reasons": [(label, *robustness.reason_table(t)) for label, t in zip(("before", "after"), tests, strict=True)],
         "panels": main,
         "smoothing": smoothing([run.metrics]),
         "other_panels": others,
-        **_corruptions(run.card),
+        **_severities(run.card_after),
         "gallery": read_gallery(run.path / "gallery", run.gallery),
     }
 
@@ -95,8 +92,8 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
         "checks": robustness.checks(card),
         "kinds": robustness.by_kind(threats),
         "threats": threats,
-        "is_sampled": any("strict_k" in entry for entry in threats.values()),
-        **_corruptions(card),
+        "is_sampled": any(entry.get("strict_k") for entry in threats.values()),
+        **_severities(card),
         "attack_panels": [*robustness.budget_panels(card), *robustness.loss_panels(card)],
         "families": list(robustness.family_groups([threats])),
         "reasons": [("", *robustness.reason_table(threats))],
@@ -104,43 +101,42 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
     }
 
 
-def _corruptions(card: Mapping[str, Any]) -> dict[str, Any]:
+def _severities(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "card": card,
         "corruption_rows": robustness.corruption_rows(card),
         "set_rows": robustness.set_rows(card),
         "severity_panels": robustness.severity_panels(card),
+        "edit_panels": robustness.edit_panels(card),
     }
 
 
 def _study(found: StudyFolder) -> dict[str, Any]:
+    main, others = study.panels(found)
     return {
         "heading": study_heading(found),
         "table": study.read_table(found),
         "differences": study.difference_groups(found),
-        "panels": study.panels(found),
+        "panels": main,
+        "other_panels": others,
         "failures": study.failures(found),
     }
 
 
 def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
-    first, second = folders
-    outcomes = comparison.outcomes_of(first), comparison.outcomes_of(second)
-    require_same_answers(Tested(str(first.path), outcomes[0]), Tested(str(second.path), outcomes[1]))
-    rows = comparison.compare(*outcomes)
-    flips, num_more = comparison.flips(*outcomes)
+    first, second = (pair.tested_of(folder) for folder in folders)
+    # A page may show what two runs have so far; it says what is left out.
+    compared = compare(first, second, is_partial=True)
+    flips, num_more = pair.flips(first.records, second.records)
     labelled = zip(("A", "B"), folders, strict=True)
     runs = [(label, folder.metrics) for label, folder in labelled if isinstance(folder, RunFolder)]
-    configs = [folder.config for folder in (first, second) if not isinstance(folder, StudyFolder)]
+    configs = [folder.config for folder in folders if not isinstance(folder, StudyFolder)]
     return {
-        "heading": comparison_heading(first.path, second.path, rows),
-        "rows": rows,
-        "p_values": p_values({row.threat: row.change for row in rows}),
-        "change_rows": robustness.difference_rows([(row.threat, row.change.difference) for row in rows]),
-        "families": list(
-            robustness.family_groups([robustness.threats_of(own) for own in comparison.paired(*outcomes)])
-        ),
-        "settings": comparison.settings_apart(configs[0], configs[1]),
+        "heading": comparison_heading(folders[0].path, folders[1].path, compared),
+        "compared": compared,
+        "change_rows": robustness.difference_rows(list(differences(compared).items())),
+        "families": pair.families(first.records, second.records),
+        "settings": pair.configs_apart(configs[0], configs[1]),
         "panels": overlaid_panels(runs),
         "smoothing": smoothing([metrics for _, metrics in runs]),
         "flips": flips,

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
 
+from sparring.evaluation.card import threat_entry
 from sparring.evaluation.statistics import Estimate
+from sparring.evaluation.tabulation import Record, aligned, by_threat, finished
 from sparring.report.charts import Axis, Series, line_chart, strip
 from sparring.report.curves import Panel
-from sparring.report.outcomes import (
-    Record,
-    accuracy,
-    by_threat,
-    change,
-    estimate,
-    families,
-    mean_length,
-    number,
-    reasons,
-    scores_of,
-    share,
-)
-from sparring.report.text import name_of
+from sparring.report.text import name_of, percent
+from sparring.report.values import estimate, number
 
 Threats = Mapping[str, Mapping[str, Any]]
 """Threat -> what a card says of it."""
@@ -52,36 +42,20 @@ class Row:
     """(colour, estimate), as drawn."""
     scale: tuple[str, str, str]
     """What the left end, the middle and the right end stand for."""
+    note: str = ""
+    """What else there is to say of it."""
 
 
 def threats_of(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """What a card would say of each threat, as far as outcomes alone tell it."""
-    groups = by_threat(records)
-    clean = scores_of(groups["clean"]) if "clean" in groups else None
+    """What a card would say of each threat, of a test that has none (yet): of the problems answered on clean pictures
+    too, if any are."""
+    groups = by_threat(finished(records))
     found = {}
     for threat, own in groups.items():
-        scores = scores_of(own)
-        entry: dict[str, Any] = {
-            "num_problems": len(scores),
-            "accuracy": as_json(accuracy(scores)),
-            "well_formed": share(own, "is_well_formed"),
-            "length": mean_length(own),
-            "families": {family: as_json(value) for family, value in families(own).items()},
-            "reasons": reasons(own),
-        }
-        if clean is not None and threat != "clean":
-            back = change(scores, clean)
-            if back is not None:
-                entry["drop"] = as_json(back.difference)
-                entry["right_to_wrong"] = len(back.gained) / back.num_paired
-                entry["wrong_to_right"] = len(back.lost) / back.num_paired
-        found[threat] = entry
+        table, *clean = aligned(own, groups["clean"]) if "clean" in groups else aligned(own)
+        if table.records:
+            found[threat] = threat_entry(table, clean[0] if clean else None, {})
     return found
-
-
-def as_json(value: Estimate) -> dict[str, float]:
-    """An estimate as cards write it."""
-    return {"value": value.value, "low": value.low, "high": value.high}
 
 
 def by_kind(threats: Threats) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -128,10 +102,18 @@ def difference_rows(named: Sequence[tuple[str, Estimate]]) -> list[Row]:
 
 
 def corruption_rows(card: Mapping[str, Any]) -> list[Row]:
-    """Mean accuracy over the severities of each corruption, the hardest first, beside the clean one."""
+    """Mean accuracy over the severities of each corruption, the hardest first, beside the clean one; with the errors of
+    each where there is a reference."""
     named = {name: estimate(entry.get("mean")) for name, entry in _corruptions(card).items()}
-    known = sorted((value.value, name) for name, value in named.items() if value is not None)
-    return _bars(card, {name: named[name] for _, name in known})
+    known = [name for _, name in sorted((value.value, name) for name, value in named.items() if value is not None)]
+    errors = card.get("corruptions", {}).get("mce", {}).get("by_name", {})
+    rows = _bars(card, {name: named[name] for name in known})
+    return [replace(row, note=_error(errors.get(name, {}))) for name, row in zip(known, rows, strict=True)]
+
+
+def _error(found: Mapping[str, Any]) -> str:
+    ours, relative = (percent(number(found.get(name))) for name in ("ce", "relative_ce"))
+    return f"CE {ours}, relative {relative}" if found else ""
 
 
 def set_rows(card: Mapping[str, Any]) -> list[Row]:
@@ -142,11 +124,25 @@ def set_rows(card: Mapping[str, Any]) -> list[Row]:
 
 def severity_panels(card: Mapping[str, Any]) -> list[Panel]:
     """Accuracy against severity for each corruption; severity 0 is the clean picture, the dashed line the blank one."""
+    return _graded_panels(card, {name: entry.get("severities", {}) for name, entry in _corruptions(card).items()})
+
+
+def edit_panels(card: Mapping[str, Any]) -> list[Panel]:
+    """The same for each edit of the question; severity 0 is the question as it is."""
+    graded: dict[str, dict[str, Any]] = {}
+    for entry in card.get("threats", {}).values():
+        if entry.get("kind") == "text":
+            graded.setdefault(str(entry.get("edit")), {})[str(entry.get("edit_severity"))] = entry.get("accuracy")
+    return _graded_panels(card, graded)
+
+
+def _graded_panels(card: Mapping[str, Any], graded: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """A panel for each name -> severity -> accuracy."""
     clean, blank = _accuracy(card, "clean"), _accuracy(card, "blank")
     panels = []
-    for name, entry in sorted(_corruptions(card).items()):
-        graded = {int(s): estimate(value) for s, value in entry.get("severities", {}).items() if s.isdecimal()}
-        rows = sorted((s, value) for s, value in ({0: clean} | graded).items() if value is not None)
+    for name, severities in sorted(graded.items()):
+        known = {int(s): estimate(value) for s, value in severities.items() if s.isascii() and s.isdecimal()}
+        rows = sorted((s, value) for s, value in ({0: clean} | known).items() if value is not None)
         if len(rows) < 2:
             continue
         series = [_curve(name_of(name), rows)]

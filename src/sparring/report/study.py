@@ -10,9 +10,9 @@ from typing import Any
 from sparring.evaluation.statistics import Estimate
 from sparring.report.curves import Panel, banded_panels
 from sparring.report.folders import StudyFolder
-from sparring.report.outcomes import estimate, number
 from sparring.report.robustness import Row, difference_rows
 from sparring.report.text import name_of
+from sparring.report.values import estimate, number
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def failures(study: StudyFolder) -> list[tuple[str, str]]:
     ]
 
 
-def panels(study: StudyFolder) -> list[Panel]:
-    """Curves of the methods, with bands over their seeds."""
-    return banded_panels({name_of(m): [run.metrics for run in runs.values()] for m, runs in study.runs.items()})
+def panels(study: StudyFolder) -> tuple[list[Panel], list[Panel]]:
+    """Curves of the methods over their finished seeds: the main ones, and all others."""
+    return banded_panels(study.curves.get("metrics", {}))
 
 
 def _cell(found: Mapping[str, Any]) -> Cell | None:

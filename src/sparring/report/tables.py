@@ -8,11 +8,15 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sparring.report.text import p_value
+from sparring.report.grid import Cell, Grid, for_terminal
+from sparring.report.text import name_of, p_value
 
 Summary = Mapping[str, Mapping[str, float]]
 """Threat -> metrics with ``accuracy``, its bounds ``accuracy_low`` and ``accuracy_high``, ``well_formed``,
 ``length``."""
+
+MOST_FAMILIES = 8
+"""Of problems, in a terminal; cards have all."""
 
 
 def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
@@ -23,18 +27,17 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
     return text
 
 
-def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tuple[float, float, float]]) -> Table:
+def before_after_table(before: Summary, after: Summary, changes: Mapping[str, Any]) -> Table:
     """Accuracy under each threat before and after training, and response length.
 
     Args:
-        changes: threat -> difference of the accuracies and the bounds of its 95 % interval. A difference whose interval
-            holds 0 has no colour.
+        changes: the two compared (``evaluation.comparison``). A difference whose interval holds 0 has no colour.
     """
     num_problems = int(next(iter(after.values()))["num_problems"])
     title = f"Accuracy (%) on {num_problems} held-out problems, greedy, with 95 % intervals"
     table = _table(title, ("pictures", "before", "after", "change", "tokens"))
     for threat, metrics in after.items():
-        change = _change(dict(zip(("value", "low", "high"), changes[threat], strict=True)))
+        change = _change(changes["threats"][threat]["difference"])
         lengths = f"{before[threat]['length']:.0f} → {metrics['length']:.0f}"
         table.add_row(threat, percent(before[threat]), percent(metrics), change, lengths)
     return table
@@ -43,9 +46,10 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, tu
 def card_tables(card: Mapping[str, Any]) -> list[Table]:
     """A card: each threat, and where corruptions have several severities, those in a table of their own.
 
-    Of several samples the share of problems with all of them right stands beside the accuracy.
+    Of several samples the share of problems with all of them right stands beside the accuracy. What only some cards
+    have follows: families of problems, yes-or-no questions, the error of each corruption against a reference (CE).
     """
-    corruptions = card["corruptions"] or {"by_name": {}}
+    corruptions = card["corruptions"] or {"by_name": {}, "mce": None}
     is_graded = any(len(own["severities"]) > 1 for own in corruptions["by_name"].values())
     num_samples = card["decoding"]["num_samples"]
     strict = [f"all {num_samples}"] if num_samples > 1 else []
@@ -53,13 +57,54 @@ def card_tables(card: Mapping[str, Any]) -> list[Table]:
         f"Accuracy (%) on {card['data']['num_problems']} problems; lost, won: turned wrong, right",
         ("threat", "accuracy", "drop", *strict, "lost", "won"),
     )
-    for name, entry in card["threats"].items():
-        if not (is_graded and entry["kind"] == "corruption"):
-            flips = [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right")]
-            drop = "" if name == "clean" else _change(entry["drop"], is_loss=True)
-            all_right = [f"{100 * entry['strict_k']['value']:.1f}"] if strict else []
-            table.add_row(name, _interval(entry["accuracy"]), drop, *all_right, *flips)
-    return [table, _severity_table(corruptions)] if is_graded else [table]
+    listed = {
+        name: entry for name, entry in card["threats"].items() if not (is_graded and entry["kind"] == "corruption")
+    }
+    for name, entry in listed.items():
+        flips = [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right")]
+        drop = "" if name == "clean" else _change(entry["drop"], is_loss=True)
+        all_right = [f"{100 * entry['strict_k']['value']:.1f}"] if strict else []
+        table.add_row(name, _interval(entry["accuracy"]), drop, *all_right, *flips)
+    graded = [_severity_table(corruptions)] if is_graded else []
+    more = _more_figures(listed, {} if is_graded else _errors(corruptions))
+    return [table, *graded, *for_terminal(more)]
+
+
+def _more_figures(threats: Mapping[str, Any], errors: Mapping[str, str]) -> Grid:
+    """Accuracy in each family of problems, if there are several; F1 of yes-or-no questions; errors of corruptions."""
+    families = sorted({family for entry in threats.values() for family in entry["families"]})
+    shown = families[:MOST_FAMILIES] if len(families) > 1 else []
+    left_out = f" ({len(families) - len(shown)} more in card.md)" if len(families) > MOST_FAMILIES else ""
+    has_f1 = any(entry["yes_no"] for entry in threats.values())
+    rows = []
+    for name, entry in threats.items():
+        cells = [_percent(entry["families"].get(family, {}).get("value")) for family in shown]
+        cells += [_percent((entry["yes_no"] or {}).get("f1"))] if has_f1 else []
+        cells += [errors.get(entry["corruption"], "") if entry["kind"] == "corruption" else ""] if errors else []
+        rows.append(tuple(map(Cell, (name, *cells))))
+    parts = {
+        f"accuracy by family{left_out}": shown,
+        "F1 of yes-or-no questions": has_f1,
+        "corruption error (CE)": errors,
+    }
+    head = ("threat", *map(_short, shown), *(["F1"] if has_f1 else []), *(["CE"] if errors else []))
+    return Grid(f"In %: {', '.join(part for part, is_there in parts.items() if is_there)}", head, tuple(rows))
+
+
+def _short(name: str) -> str:
+    """A name from a file of others as the head of a narrow column."""
+    plain = name_of(name)
+    return plain if len(plain) <= 16 else f"{plain[:15]}…"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _errors(corruptions: Mapping[str, Any]) -> dict[str, str]:
+    """Corruption -> its error against the reference card, in percent; empty without a reference."""
+    mce = corruptions["mce"]
+    return {} if mce is None else {name: _percent(own["ce"]) for name, own in mce["by_name"].items()}
 
 
 def card_lines(card: Mapping[str, Any]) -> list[str]:
@@ -98,10 +143,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 def _severity_table(corruptions: Mapping[str, Any]) -> Table:
     severities = sorted({s for own in corruptions["by_name"].values() for s in own["severities"]}, key=int)
-    table = _table("Accuracy (%) by severity", ("corruption", *severities, "mean"))
+    errors = _errors(corruptions)
+    table = _table("Accuracy (%) by severity", ("corruption", *severities, "mean", *(["CE"] if errors else [])))
     for name, own in corruptions["by_name"].items():
         cells = [f"{100 * own['severities'][s]['value']:.1f}" if s in own["severities"] else "" for s in severities]
-        table.add_row(name, *cells, _interval(own["mean"]))
+        table.add_row(name, *cells, _interval(own["mean"]), *([errors[name]] if errors else []))
     return table
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 SHORT, LONG = 160, 4000
 """Most characters of a name and of a response."""
@@ -47,6 +49,17 @@ def changed_words(before: str, after: str) -> list[tuple[str, str]]:
             continue
         parts += [(label, "".join(words)) for label, words in (("gone", old[i:j]), ("new", new[k:m])) if words]
     return parts
+
+
+def settings_apart(compared: Mapping[str, Any]) -> list[str]:
+    """One line for each setting in which two compared tests differ, with the threats that it bears on."""
+    lines = []
+    for entry in compared["settings"]:
+        threats = entry["threats"]
+        named = ", ".join(threats[:3]) + (f" and {len(threats) - 3} more" if len(threats) > 3 else "")
+        where = "all threats" if len(threats) == len(compared["threats"]) > 1 else named
+        lines.append(f"{entry['setting']}: {name_of(entry['a'])} in A, {name_of(entry['b'])} in B ({name_of(where)})")
+    return lines
 
 
 def percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -63,16 +64,23 @@ class Task:
     seed: int | None = None
 
 
-def run_study(study: Study, options: StudyOptions, console: Console | None = None) -> dict[str, RunStatus]:
+def run_study(
+    study: Study, options: StudyOptions, console: Console | None = None, *, recipe: str | None = None
+) -> dict[str, RunStatus]:
     """Do what is missing, then write and show the tables of what is finished; the status of every run by name.
 
     Any number of processes may do this in one folder at once. A run that fails leaves the others; one that is
     interrupted goes on from its last checkpoint when the study is started again.
 
+    Args:
+        recipe: what ``sparring study`` was given for the study, a name or a file; it is recorded with the options, so
+            that others can do the same.
+
     Raises ConfigError if the folder holds results of other settings, KeyboardInterrupt after Ctrl-C.
     """
     chosen = study.chosen(options)
-    work = _Work(chosen, options, _tasks(chosen, options), console or Console())
+    origin = {} if recipe is None else {"recipe": recipe, "options": study.arguments(options)}
+    work = _Work(chosen, options, _tasks(chosen, options), console or Console(), origin)
     runs = picked(chosen, options.only)
     mine = [task for task in work.tasks if task.arm is None or (task.arm, task.seed) in runs]
     _check_folder(chosen, options.out, mine)
@@ -153,6 +161,8 @@ class _Work:
     options: StudyOptions
     tasks: list[Task]
     console: Console
+    origin: Mapping[str, Any]
+    """The command that makes the study, as far as it is known."""
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -270,7 +280,7 @@ class _Work:
         runs = [
             {"name": task.name, "arm": task.arm, "seed": task.seed, **vars(self.status(task))} for task in self.tasks
         ]
-        record = {**self.study.to_record(), "runs": runs, "seconds_left": self.seconds_left()}
+        record = {**self.study.to_record(), **self.origin, "runs": runs, "seconds_left": self.seconds_left()}
         write_text(self.options.out / RECORD, json.dumps(record, indent=2) + "\n")
 
     def write_tables(self) -> None:

@@ -21,8 +21,9 @@ CURVES = (
     "entropy",
     "length",
     "reference_kl",
+    "grad_norm",
 )
-"""Logged metrics that every study draws as curves; a method that does not log one has no curve of it."""
+"""Logged metrics that a study draws as curves, also on its page; a method that does not log one has no curve of it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,17 @@ class Study:
         known = {arm.name: arm for arm in self.arms}
         arms = tuple(known.get(name, Arm(name, name)) for name in options.arms)
         return replace(self, arms=arms, seeds=options.seeds, steps=options.steps, num_test=options.num_test)
+
+    def arguments(self, options: StudyOptions) -> list[str]:
+        """What the command line adds to the recipe for the study that the options ask for: nothing for the recipe as
+        it stands. Which of its runs are done, where, and by how many threads is no part of the study."""
+        own, found = self.options(), []
+        for name in ("arms", "seeds", "steps", "num_test"):
+            value = getattr(options, name)
+            if value != getattr(own, name):
+                values = value if isinstance(value, tuple) else (value,)
+                found += [f"--{name.replace('_', '-')}", *map(str, values)]
+        return found
 
     def to_record(self) -> dict[str, Any]:
         """What ``study.json`` says of the study itself."""

@@ -1,0 +1,83 @@
+"""How a test was made, as far as its folder says: two tests can be compared fairly only if they were made alike.
+
+What was done stands in the card, what was asked for in ``config.json``: of ``sparring eval``, or of a training run,
+whose tests are part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ATTACKS = ("attacked", "entropy", "pgd", "pgd-l2", "random_sign", "transfer")
+"""Threats that are made within a budget; ``threats.ATTACKS`` says how, and ``attacked`` is that of training runs."""
+TRAINING_RESTARTS = 1
+"""Of an attack in the test around a training run."""
+
+_ATTACK = {
+    "num_steps": "attack steps",
+    "num_restarts": "attack restarts",
+    "relative_step": "attack step (in radii over steps)",
+    "momentum": "attack momentum",
+}
+"""Name in files -> in words."""
+
+
+def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that outcomes under a threat depend on, by name; one that the folder does not tell is left out.
+
+    Args:
+        threat: as outcomes name it; a study puts the label of its condition before it (``strong/pgd:8/255``).
+        card, config: of the folder, empty where it has none.
+    """
+    head = threat.partition(":")[0].rpartition("/")[2]
+    found = _decoding(card, config)
+    if head == "noisy":
+        found["standard deviation of the noise"] = _part(config, "evaluation", "strength").get("noise_sigma")
+    if head in ATTACKS:
+        found |= _attack(threat, head, card, config)
+    starts_clean = head in ("attacked", "entropy", "pgd", "pgd-l2") and found.get("attack restarts") == 1
+    is_random = not (head in ("clean", "blank") or starts_clean)
+    if is_random or found.get("temperature") not in (None, "greedy"):
+        # That of a training run is not always its test's: all runs of a study are tested with one.
+        found["seed"] = card.get("seed", None if "evaluation" in config else config.get("seed"))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _decoding(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    decoding = _part(card, "decoding")
+    if "mode" in decoding:
+        temperature = "greedy" if decoding["mode"] == "greedy" else decoding.get("temperature")
+        return {"temperature": temperature, "longest response": decoding.get("max_new_tokens")}
+    if "evaluation" in config:
+        return {"temperature": "greedy", "longest response": _part(config, "sampling").get("max_new_tokens")}
+    if "max_new_tokens" in config:
+        return {"temperature": config.get("temperature") or "greedy", "longest response": config["max_new_tokens"]}
+    return {}
+
+
+def _attack(threat: str, head: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    strength = _part(config, "evaluation", "strength")
+    in_training = {
+        "radius": strength.get("attack_radius"),
+        "num_steps": strength.get("attack_steps"),
+        "num_restarts": TRAINING_RESTARTS if strength else None,
+    }
+    told = in_training | _part(config, "attack") | _part(card, "attacks", threat)
+    # Random signs are drawn, not climbed to: as often as an attack has restarts.
+    names = ["num_restarts"] if head == "random_sign" else list(_ATTACK)
+    found = {_ATTACK[name]: told.get(name) for name in names}
+    if head == "transfer":
+        found["attack surrogate"] = told.get("surrogate")
+    radius = told.get("radius")
+    if head == "attacked" and isinstance(radius, int | float):
+        found["attack budget"] = f"{255 * radius:g}/255"
+    return found
+
+
+def _part(value: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """What lies under one name in another; empty where there is nothing."""
+    found: Any = value
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
