@@ -121,9 +121,12 @@ def mcnemar_exact(num_gained: int, num_lost: int) -> float:
     if num_gained < 0 or num_lost < 0:
         raise ValueError(f"num_gained={num_gained} and num_lost={num_lost} must be >= 0")
     num = num_gained + num_lost
-    smaller = sum(math.comb(num, k) for k in range(min(num_gained, num_lost) + 1))
-    # Integers to the end: 2.0 ** num would overflow.
-    return min(1.0, 2 * smaller / 2**num)
+    # Integers to the end: 2.0 ** num would overflow. Each binomial coefficient is made from the one before.
+    ways, coefficient = 0, 1
+    for k in range(min(num_gained, num_lost) + 1):
+        ways += coefficient
+        coefficient = coefficient * (num - k) // (k + 1)
+    return min(1.0, 2 * ways / 2**num)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
