@@ -198,6 +198,18 @@ def test_eval_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert threats["clean"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same model"
 
 
+def test_every_stage_of_a_test_has_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if the output were a terminal
+    few = ["--num-problems", "1", "--threats", "pgd:4/255", "--gallery", "1", "--out", str(tmp_path / "out")]
+    attack = ["--attack.num-steps", "1", "--attack.num-restarts", "1", "--attack.num-checked", "1"]
+    assert main(["eval", *few, *attack]) == 0
+    shown = capsys.readouterr().out
+    for stage, total in (("testing", 3), ("checking attacks", 2), ("gallery", 2)):
+        assert stage in shown and f"{total}/{total}" in shown
+
+
 def test_help_names_every_threat(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["eval", "--help"])

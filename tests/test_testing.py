@@ -71,24 +71,24 @@ class Stop(Exception):
     """Stands for whatever ends a process."""
 
 
-def stop_after(num: int) -> Any:
-    def on_progress(num_done: int, total: int) -> None:
-        if num_done >= num:
+def stop_after(num: int, stage: str = "testing") -> Any:
+    def on_progress(now: str, num_done: int, total: int) -> None:
+        if now == stage and num_done >= num:
             raise Stop
 
     return on_progress
 
 
-def interrupted(config: TestingConfig, folder: Path, num: int) -> None:
+def interrupted(config: TestingConfig, folder: Path, num: int, stage: str = "testing") -> None:
     with pytest.raises(Stop):
-        run_test(config, folder, stop_after(num))
+        run_test(config, folder, stop_after(num, stage))
 
 
 def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     threats = ("gaussian_noise:1", "gaussian_noise:5", "typos:3")
     config = replace(config, threats=threats, gallery=1)
-    card = run_test(config, tmp_path, lambda num_done, total: seen.append((num_done, total)))
+    card = run_test(config, tmp_path, lambda *progress: seen.append(progress))
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json", "provenance.jsonl", "outcomes.jsonl", "card.json", "card.md", "gallery",
     }  # fmt: skip
@@ -98,7 +98,9 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
         "name": "data.jsonl", "num_problems": 4, "num_bad": 1,
     }  # fmt: skip
     assert card["decoding"] == {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": 4}
-    assert seen[0] == (0, 20) and seen[-1] == (20, 20) and len(outcomes(tmp_path)) == 20
+    # Two batches of two problems under five threats; then an example for each of three threats.
+    tested = [("testing", num, 20) for num in range(0, 21, 2)]
+    assert seen == tested + [("gallery", num, 3) for num in range(4)] and len(outcomes(tmp_path)) == 20
     for name, entry in card["threats"].items():
         right = [o["is_correct"] for o in outcomes(tmp_path) if o["threat"] == name]
         assert entry["accuracy"]["value"] == sum(right) / 4
@@ -142,7 +144,11 @@ def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Pa
     # The outcomes of the last part are lost, the records of its attack are not.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
-    assert run_test(config, parts) == expected
+    # Two controls of two problems, one batch after another; they too go on where they were.
+    interrupted(replace(config, batch_size=1), parts, 1, "checking attacks")
+    seen: list[tuple[str, int, int]] = []
+    assert run_test(config, parts, lambda *progress: seen.append(progress)) == expected
+    assert [done[1:] for done in seen if done[0] == "checking attacks"] == [(0, 4), (2, 4), (4, 4)]
     # Of the controls the last is lost: it alone is made again.
     file = parts / "attacks.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +117,7 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     from sparring import distributed
     from sparring.evaluation.suite import changes, read_outcomes, summary
     from sparring.recipes import run as recipe
-    from sparring.report.progress import TrainingProgress
+    from sparring.report.progress import TestingProgress, TrainingProgress
     from sparring.report.tables import before_after_table
 
     console = _console(config.model)
@@ -136,7 +136,8 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
             return 130
         best_step = run.load_best()
         after = _tested(run, "after", console)
-        run.show(after)
+        with TestingProgress(console, "gallery", 1) as bar:
+            run.show(after, bar.show)
         estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
         console.print(before_after_table(summary(before), summary(after), estimates))
         console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
@@ -182,7 +183,6 @@ def _eval(arguments: list[str]) -> int:
     from sparring import distributed
     from sparring.evaluation.threats import describe_threats
     from sparring.recipes import testing as recipe
-    from sparring.report.progress import TestingProgress
     from sparring.report.tables import card_lines, card_tables
 
     prog = "sparring eval"
@@ -202,8 +202,8 @@ def _eval(arguments: list[str]) -> int:
     console = _console(config.model)
     test = recipe.open_test(replace(config, out=resumed or config.out))
     console.print(f"model: {config.model.path}, in {test.folder}", soft_wrap=True)
-    with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {test.folder}"):
-        card = test.run(progress.show)
+    with _bars(console) as show, _hint_at(f"sparring eval --resume {test.folder}"):
+        card = test.run(show)
     for table in card_tables(card):
         console.print(table)
     for line in card_lines(card):
@@ -212,6 +212,23 @@ def _eval(arguments: list[str]) -> int:
     if distributed.is_main():
         _print_page(test.folder, console)
     return 0
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """What shows how far a stage is, with a bar for each stage; the one before goes away."""
+    from sparring.report.progress import TestingProgress
+
+    bars: dict[str, TestingProgress] = {}
+    with ExitStack() as shown:
+
+        def show(stage: str, num_done: int, total: int) -> None:
+            if stage not in bars:
+                shown.close()
+                bars[stage] = shown.enter_context(TestingProgress(console, stage, total))
+            bars[stage].show(num_done, total)
+
+        yield show
 
 
 def _compare(arguments: list[str]) -> int:

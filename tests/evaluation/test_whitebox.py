@@ -348,8 +348,7 @@ def test_checks_tell_a_masked_gradient_from_an_open_one(policy: Policy, is_maske
     groups = grader.grade_groups(groups)
     found = records(attacked(policy, groups, config, grader=grader))
     controls = {
-        name: records(results)
-        for name, results in control_attacks(policy, groups, config, grader, SAMPLING, seed=0).items()
+        name: records(results) for name, results in control_attacks(policy, groups, config, grader, SAMPLING, seed=0)
     }
     assert set(controls) == {"noise", "large_budget", "fewer_steps"}
     # As if half of the answers could be guessed.

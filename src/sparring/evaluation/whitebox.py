@@ -19,7 +19,7 @@ else is attacked beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -167,25 +167,24 @@ def control_attacks(
     surrogate: Policy | None = None,
     token_budget: int = 16384,
     max_rows: int = 256,
-) -> dict[str, list[Attacked]]:
-    """What ``checks.check_attack`` compares an attack with, under ``control_names``. Arguments as for
-    :func:`attack_responses`."""
+) -> Iterator[tuple[str, list[Attacked]]]:
+    """What ``checks.check_attack`` compares an attack with, under ``control_names``; each is made as it is asked for.
+
+    Arguments as for :func:`attack_responses`.
+    """
     attack = partial(
         attack_responses, policy, groups, grader=grader, sampling=sampling,
         seed=seed, token_budget=token_budget, max_rows=max_rows,
     )  # fmt: skip
-    controls = {
-        "noise": noise_responses(policy, groups, config, grader, sampling, seed=seed, max_rows=max_rows),
-        "large_budget": attack(config=config.with_large_budget),
-    }
+    yield "noise", noise_responses(policy, groups, config, grader, sampling, seed=seed, max_rows=max_rows)
+    yield "large_budget", attack(config=config.with_large_budget)
     if config.num_steps > 1:
-        controls["fewer_steps"] = attack(config=replace(config, num_steps=max(1, config.num_steps // 4)))
+        yield "fewer_steps", attack(config=replace(config, num_steps=max(1, config.num_steps // 4)))
     if surrogate is not None:
-        controls["transfer"] = transfer_responses(
+        yield "transfer", transfer_responses(
             policy, surrogate, groups, config, grader, sampling,
             seed=seed, token_budget=token_budget, max_rows=max_rows,
         )  # fmt: skip
-    return controls
 
 
 def attack_summary(records: Sequence[AttackRecord], config: AttackConfig) -> dict[str, object]:

@@ -229,15 +229,19 @@ class Run:
                 write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
         return outcomes
 
-    def show(self, outcomes: Sequence[Outcome]) -> None:
-        """A few examples of a test of the policy as it is, written into the folder's gallery."""
+    def show(self, outcomes: Sequence[Outcome], on_progress: Callable[[int, int], None] | None = None) -> None:
+        """A few examples of a test of the policy as it is, written into the folder's gallery.
+
+        Args:
+            on_progress: called with the number of examples that are done and that of all.
+        """
         config = self.config
         if CLEAN.name not in config.evaluation.threats:
             return
         suite = training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
         source = open_source("scenes", config.evaluation.num_problems, config.data)
         chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
-        write_gallery(suite, source.problems, chosen, self.folder / GALLERY)
+        write_gallery(suite, source.problems, chosen, self.folder / GALLERY, on_progress)
 
     @property
     def model_folder(self) -> Path | str:
