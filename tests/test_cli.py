@@ -198,6 +198,22 @@ def test_eval_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert threats["clean"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same model"
 
 
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out[bold]x :boom:"
+    few = ["--num-problems", "1", "--threats", "typos:2", "--gallery", "0"]
+    assert main(["eval", *few, "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    for line in (f"model: bundled, in {folder}", f"card:  {folder}/card.json", f"page:  {folder}/report.html"):
+        assert line in shown
+    assert main(["compare", str(folder), str(folder), "--out", f"{folder}/c.json"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f"as JSON: {folder}/c.json" in shown and any(
+        line.startswith("A: ") and str(folder) in line for line in shown
+    )
+    assert main(["data", "scenes", "--show", "--num-problems", "1", "--out", f"{folder}/s.png"]) == 0
+    assert f"contact sheet: {folder}/s.png\n" == capsys.readouterr().out
+
+
 def test_every_stage_of_a_test_has_a_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,16 +123,16 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     console = _console(config.model)
     progress = TrainingProgress(console, config.steps)
     with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(f"sparring train --resume {folder}"):
-        console.print(f"[bold]{config.method.name}[/] on {config.model.path}, {config.steps} steps, in {folder}")
+        _say(console, f"{config.method.name} on {config.model.path}, {config.steps} steps, in {folder}")
         tested = folder / "test-before.jsonl"
         before = read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():
-            console.print(f"going on after step {run.trainer.num_done}")
+            _say(console, f"going on after step {run.trainer.num_done}")
         progress.start_at(run.trainer.num_done)
         with progress:
             is_finished = run.trainer.run()
         if not is_finished:
-            console.print(f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
+            _say(console, f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
             return 130
         best_step = run.load_best()
         after = _tested(run, "after", console)
@@ -140,9 +140,9 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
             run.show(after, bar.show)
         estimates = {name: (e.value, e.low, e.high) for name, e in changes(before, after).items()}
         console.print(before_after_table(summary(before), summary(after), estimates))
-        console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
-        console.print(f"run:   {folder}", soft_wrap=True)
-        console.print(f"model: {run.model_folder}", soft_wrap=True)
+        _say(console, f"after = step {best_step}, the best on {config.num_validation} validation problems")
+        _say(console, f"run:   {folder}")
+        _say(console, f"model: {run.model_folder}")
         if distributed.is_main():
             _print_page(folder, console)
     return 0
@@ -153,9 +153,9 @@ def _print_page(folder: Path, console: Console) -> None:
     from sparring.report.page import write_report
 
     try:
-        console.print(f"page:  {write_report(folder)}", soft_wrap=True)
+        _say(console, f"page:  {write_report(folder)}")
     except (UserError, OSError) as error:
-        console.print(f"page:  not written ({error}); write it with: sparring report {folder}", soft_wrap=True)
+        _say(console, f"page:  not written ({error}); write it with: sparring report {folder}")
 
 
 @contextmanager
@@ -201,14 +201,14 @@ def _eval(arguments: list[str]) -> int:
     config = replace(config, model=replace(config.model, path=model or config.model.path))
     console = _console(config.model)
     test = recipe.open_test(replace(config, out=resumed or config.out))
-    console.print(f"model: {config.model.path}, in {test.folder}", soft_wrap=True)
+    _say(console, f"model: {config.model.path}, in {test.folder}")
     with _bars(console) as show, _hint_at(f"sparring eval --resume {test.folder}"):
         card = test.run(show)
     for table in card_tables(card):
         console.print(table)
     for line in card_lines(card):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"card:  {test.folder / recipe.CARD}", soft_wrap=True)
+        _say(console, line)
+    _say(console, f"card:  {test.folder / recipe.CARD}")
     if distributed.is_main():
         _print_page(test.folder, console)
     return 0
@@ -250,14 +250,14 @@ def _compare(arguments: list[str]) -> int:
         fail(prog, "name two: sparring compare A B, folders of sparring eval or train, or files of outcomes")
     comparison = compare(read_tested(first), read_tested(second))
     console = Console()
-    console.print(f"A: {comparison['a']}\nB: {comparison['b']}", soft_wrap=True, markup=False)
+    _say(console, f"A: {comparison['a']}\nB: {comparison['b']}")
     console.print(comparison_table(comparison))
     for side in ("a", "b"):
         if comparison[f"only_{side}"]:
-            console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)
+            _say(console, f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}")
     if config.out is not None:
         write_comparison(comparison, config.out)
-        console.print(f"as JSON: {config.out}", soft_wrap=True)
+        _say(console, f"as JSON: {config.out}")
     return 0
 
 
@@ -279,7 +279,7 @@ def _attack(arguments: list[str]) -> int:
         rows = attack_sweep(config, lambda row: status.update(f"{row.attack} {255 * row.step_size:g}/255 done"))
     console.print(sweep_table([(row.attack, row.step_size, row.metrics) for row in rows]))
     if config.out is not None:
-        console.print(f"table with the whole histogram: {config.out}")
+        _say(console, f"table with the whole histogram: {config.out}")
     return 0
 
 
@@ -299,11 +299,7 @@ def _data_scenes(arguments: list[str], prog: str) -> None:
     from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
 
     config = parse(ScenesConfig(), arguments, prog=prog, description="Count generated problems, or show some.")
-    console = Console()
-    if config.show:
-        console.print(f"contact sheet: {draw_sheet(config)}")
-    else:
-        console.print(describe_scenes(config))
+    _say(Console(), f"contact sheet: {draw_sheet(config)}" if config.show else describe_scenes(config))
 
 
 def _data_corruptions(arguments: list[str], prog: str) -> None:
@@ -313,7 +309,7 @@ def _data_corruptions(arguments: list[str], prog: str) -> None:
     listed = "; ".join(f"{name}: {entry.description}" for name, entry in CORRUPTION_SETS.items())
     description = f"Draw a contact sheet of a set of picture corruptions. Sets: {listed}."
     config = parse(CorruptionsConfig(), arguments, prog=prog, description=description)
-    Console().print(f"contact sheet: {draw_corruptions(config)}", soft_wrap=True)
+    _say(Console(), f"contact sheet: {draw_corruptions(config)}")
 
 
 def _study(arguments: list[str]) -> int:
@@ -374,6 +370,11 @@ def _methods_by_seeds(name: str, arguments: list[str]) -> int:
         raise
     _print_page(options.out, Console())
     return int(any(status.state == "failed" for status in statuses.values()))
+
+
+def _say(console: Console, text: str) -> None:
+    """Show a line as it is: a path or what a model wrote may look like rich's markup, such as ``[red]`` or ``:x:``."""
+    console.out(text, highlight=False)
 
 
 def _console(model: ModelConfig) -> Console:

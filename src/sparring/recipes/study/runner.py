@@ -155,7 +155,7 @@ class _Work:
     console: Console
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text, highlight=False)
 
     def missing(self, task: Task) -> list[Condition]:
         """Conditions that a task was not yet tested under."""
