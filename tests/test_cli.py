@@ -64,7 +64,7 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["eval", "http://localhost:1/v1"], ["--endpoint.model"]),
         (
             ["eval", "http://localhost:1/v1", "--threats", "pgd:4/255", "--endpoint.model", "m"],
-            ["pgd:4/255", "weights"],
+            ["pgd:4/255", "weights", "random_sign", "--attack.surrogate"],
         ),
         (["eval", "http://localhost:1/v1", "--endpoint.model", "m", "--endpoint.api-key-env", "NO_KEY"], ["NO_KEY"]),
         (["compare", "runs/x"], ["sparring compare A B"]),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chat_server import answer_with, chat_server, status
+from chat_server import answer_with, chat_server, shown_picture, status
 from sparring.configs import ConfigError
 from sparring.endpoints import EndpointConfig, EndpointError
 from sparring.errors import UserError
@@ -21,6 +21,7 @@ from sparring.evaluation.suite import read_outcomes
 from sparring.recipes import testing as recipe
 from sparring.recipes.run import ModelConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig, open_test
+from sparring.rewards import Grader
 from toy_grader import ParityGrader
 
 
@@ -243,6 +244,47 @@ def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: 
     run_test(replace(config, data="scenes", num_problems=1, threats=("fog:1",), gallery=0), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="not the same problems"):
         compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "elsewhere"))
+
+
+def test_an_endpoint_is_attacked_with_noise_and_from_another_model(
+    config: TestingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "Grader", Grader)
+    by_number: dict[int, list[np.ndarray]] = {}
+
+    def answer(handler: Any, body: dict[str, Any]) -> None:
+        """Right on the clean picture, the first to be shown, and on the first changed one; then wrong."""
+        number = int(body["messages"][0]["content"][1]["text"].split()[2])
+        seen = by_number.setdefault(number, [])
+        picture = shown_picture(body).astype(int)
+        if picture.std() > 0:  # not the blank one
+            seen.append(picture)
+        word = ("yes", "no")[(number + (len(seen) > 2)) % 2]
+        answer_with(f"\\boxed{{{word}}}")(handler, body)
+
+    with chat_server(otherwise=answer) as server:
+        config = replace(
+            config,
+            model=replace(config.model, path=server.url),
+            endpoint=EndpointConfig(model="m", concurrency=1),
+            threats=("random_sign:8/255", "transfer:8/255"),
+            attack=AttackSettings(num_steps=1, num_restarts=2, surrogate=config.model.path),
+            gallery=1,
+        )
+        card = run_test(config, tmp_path)
+        # Clean and blank; two draws, the second of which breaks; and the first picture of the other model, broken too.
+        assert len(server.bodies) == 4 * (2 + 2 + 1), "the gallery asks for nothing new"
+        assert run_test(config, tmp_path) == card and len(server.bodies) == 20, "and so does the same test again"
+    for clean, *changed in by_number.values():
+        for picture in changed:
+            assert picture.shape == (16, 24, 3) and 0 < abs(picture - clean).max() <= 8
+    lines = [json.loads(line) for line in (tmp_path / "attacks.jsonl").read_text().splitlines()]
+    assert {(line["threat"], line["broken_by"], line["is_right_unrounded"]) for line in lines} == {
+        ("random_sign:8/255", 1, False), ("transfer:8/255", 0, False),
+    }  # fmt: skip
+    assert card["threats"]["clean"]["accuracy"]["value"] == 1 and card["checks"] == []
+    for name in config.threats:
+        assert card["threats"][name]["accuracy"]["value"] == card["attacks"][name]["accuracy_float"]["value"] == 0
 
 
 def test_default_threats_are_what_the_subject_allows(config: TestingConfig) -> None:
