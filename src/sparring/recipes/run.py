@@ -316,7 +316,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), "model": fingerprint(config.model.path)})
+        append_jsonl(folder / PROVENANCE, origin(config))
         write_config(config, folder / CONFIG)
     return Run(config, folder, policy, grader, trainer)
 
@@ -349,11 +349,33 @@ def surroundings(seed: int) -> dict[str, Any]:
     }
 
 
-def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("steps", "trainer", "threads")) -> None:
+def origin(config: RunConfig) -> dict[str, Any]:
+    """What a start of a training run leaves in ``provenance.jsonl``."""
+    return {**surroundings(config.seed), "model": fingerprint(config.model.path)}
+
+
+def changed_since(folder: Path, model: str) -> str | None:
+    """Which of ``scenes`` and ``model`` is another one than at the first start in ``folder``; None if neither is.
+
+    Args:
+        model: the fingerprint of the model as it is now.
+    """
+    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
+    return next((name for name, now in (("scenes", GENERATION), ("model", model)) if first.get(name) != now), None)
+
+
+def check_resumable(
+    config: RunConfig,
+    folder: Path,
+    *,
+    free: Sequence[str] = ("steps", "trainer", "threads"),
+    model: str | None = None,
+) -> None:
     """ConfigError if ``folder`` holds a run of another configuration, model or generation of scenes.
 
     Args:
         free: settings that may differ, because they do not change the steps that were done.
+        model: the fingerprint of the model, if it was taken already: a large one takes a while to read.
     """
     saved = read_config(RunConfig, folder / CONFIG)
     mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
@@ -364,9 +386,8 @@ def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
-    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
-    for name, now in (("scenes", GENERATION), ("model", fingerprint(config.model.path))):
-        if first.get(name) != now:
-            raise ConfigError(
-                f"{folder} was begun with another version of its {name}: finish it with that version, or start anew"
-            )
+    changed = changed_since(folder, model or fingerprint(config.model.path))
+    if changed:
+        raise ConfigError(
+            f"{folder} was begun with another version of its {changed}: finish it with that version, or start anew"
+        )
