@@ -275,6 +275,15 @@ def test_an_endpoint_is_attacked_with_noise_and_from_another_model(
         # Clean and blank; two draws, the second of which breaks; and the first picture of the other model, broken too.
         assert len(server.bodies) == 4 * (2 + 2 + 1), "the gallery asks for nothing new"
         assert run_test(config, tmp_path) == card and len(server.bodies) == 20, "and so does the same test again"
+    # The surrogate is part of the test as the model is.
+    first, *_ = (tmp_path / "provenance.jsonl").read_text().splitlines()
+    origin = json.loads(first)
+    assert origin["model"] is None and len(origin["surrogate"]) == 64
+    (tmp_path / "provenance.jsonl").write_text(json.dumps(origin | {"surrogate": "0" * 64}) + "\n")
+    with pytest.raises(ConfigError, match="begun with other surrogate"):
+        run_test(config, tmp_path)
+    (tmp_path / "provenance.jsonl").write_text(json.dumps({k: origin[k] for k in origin if k != "surrogate"}) + "\n")
+    open_test(replace(config, out=tmp_path))
     for clean, *changed in by_number.values():
         for picture in changed:
             assert picture.shape == (16, 24, 3) and 0 < abs(picture - clean).max() <= 8

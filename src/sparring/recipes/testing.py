@@ -256,7 +256,11 @@ def open_test(config: TestingConfig) -> Test:
     else:
         policy, model_print = load_policy(config.model), fingerprint(config.model.path)
     other = None if surrogate is None else load_policy(replace(config.model, path=surrogate))
-    begun_with = {"data": {"name": source.name, "fingerprint": source.fingerprint}, "model": model_print}
+    begun_with = {
+        "data": {"name": source.name, "fingerprint": source.fingerprint},
+        "model": model_print,
+        "surrogate": surrogate and fingerprint(surrogate),
+    }
     folder = distributed.from_main(lambda: _open_folder(config, begun_with))
     return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
 
@@ -310,7 +314,8 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
             )
         first = next(iter(read_jsonl(folder / PROVENANCE)), {})
         for name, now in begun_with.items():
-            if first.get(name) != now:
+            # Earlier versions did not write down the surrogate.
+            if first.get(name, now if name == "surrogate" else None) != now:
                 raise ConfigError(f"{folder} was begun with other {name}: finish it with that, or start anew")
     elif (folder / OUTCOMES).exists():
         raise ConfigError(f"{folder} holds outcomes without a {CONFIG}: choose another --out")
