@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ from sparring.provenance import append_jsonl, environment, git_state, read_jsonl
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
-from sparring.trainer import CHECKPOINTS, OnStep, Trainer, TrainerConfig
+from sparring.trainer import CHECKPOINTS, Method, OnStep, Trainer, TrainerConfig
 from sparring.types import Metrics
 from sparring.update import OptimConfig, Player
 
@@ -115,60 +116,48 @@ class RunConfig:
         check_threads(self.threads)
 
 
-def _presets() -> dict[str, tuple[str, RunConfig]]:
-    grpo = GRPOConfig()
-    dapo = replace(
-        grpo,
-        batch=BatchConfig(dynamic_sampling=True),
-        loss=PolicyLossConfig(clip_high=0.28, dual_clip=None, kl_coefficient=0.0),
-    )
-    drgrpo = replace(
-        grpo,
-        loss=PolicyLossConfig(
-            advantage_scale="none", clip_high=0.2, dual_clip=None, aggregation="constant", kl_coefficient=0.0
-        ),
-    )
-    gspo = replace(
-        grpo,
-        loss=PolicyLossConfig(
-            ratio="sequence",
-            clip_low=3e-4,
-            clip_high=4e-4,
-            dual_clip=None,
-            aggregation="sequence_mean",
-            kl_coefficient=0.0,
-        ),
-    )
-    return {
-        "saei": ("SaEI (2512.10414): pictures attacked to raise the entropy of the model's own responses", RunConfig()),
-        "grpo": ("GRPO with EasyR1's defaults, on clean pictures", RunConfig(method=grpo)),
-        "dapo": ("GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)", RunConfig(method=dapo)),
-        "drgrpo": ("Dr.GRPO: no std, constant normaliser, no KL (2503.20783)", RunConfig(method=drgrpo)),
-        "gspo": ("GSPO: one importance ratio per response (2507.18071)", RunConfig(method=gspo)),
-        "noisyrollout": (
-            "NoisyRollout (2504.13055): half of each group answers a noisy picture, ever less noisy",
-            RunConfig(method=NoisyRolloutConfig()),
-        ),
-        "kl_cov": (
-            "KL-Cov (2505.22617): a penalty on the few tokens that cost most entropy",
-            RunConfig(method=KLCovConfig()),
-        ),
-        "clip_cov": (
-            "Clip-Cov (2505.22617): some of the tokens that cost most entropy give no gradient",
-            RunConfig(method=ClipCovConfig()),
-        ),
-        "rad": (
-            "GRPO on corrupted pictures throughout: the control for reward poisoning",
-            RunConfig(method=RADConfig()),
-        ),
-        "roma": (
-            "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
-            RunConfig(method=ROMAConfig()),
-        ),
-    }
+def _other_loss(batch: BatchConfig | None = None, **loss: Any) -> RunConfig:
+    """GRPO with another of its losses, none of which has a KL term or a second clip."""
+    config = PolicyLossConfig(dual_clip=None, kl_coefficient=0.0, **loss)
+    return RunConfig(method=GRPOConfig(batch=batch or BatchConfig(), loss=config))
 
 
-PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
+PRESETS: Mapping[str, tuple[str, RunConfig]] = {
+    "saei": ("SaEI (2512.10414): pictures attacked to raise the entropy of the model's own responses", RunConfig()),
+    "grpo": ("GRPO with EasyR1's defaults, on clean pictures", RunConfig(method=GRPOConfig())),
+    "dapo": (
+        "GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)",
+        _other_loss(BatchConfig(dynamic_sampling=True), clip_high=0.28),
+    ),
+    "drgrpo": (
+        "Dr.GRPO: no std, constant normaliser, no KL (2503.20783)",
+        _other_loss(advantage_scale="none", clip_high=0.2, aggregation="constant"),
+    ),
+    "gspo": (
+        "GSPO: one importance ratio per response (2507.18071)",
+        _other_loss(ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="sequence_mean"),
+    ),
+    "noisyrollout": (
+        "NoisyRollout (2504.13055): half of each group answers a noisy picture, ever less noisy",
+        RunConfig(method=NoisyRolloutConfig()),
+    ),
+    "kl_cov": (
+        "KL-Cov (2505.22617): a penalty on the few tokens that cost most entropy",
+        RunConfig(method=KLCovConfig()),
+    ),
+    "clip_cov": (
+        "Clip-Cov (2505.22617): some of the tokens that cost most entropy give no gradient",
+        RunConfig(method=ClipCovConfig()),
+    ),
+    "rad": (
+        "GRPO on corrupted pictures throughout: the control for reward poisoning",
+        RunConfig(method=RADConfig()),
+    ),
+    "roma": (
+        "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
+        RunConfig(method=ROMAConfig()),
+    ),
+}
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
 
 CONFIG, PROVENANCE, PROBE_SIZE, GALLERY_EXAMPLES = "config.json", "provenance.jsonl", 96, 3
@@ -274,14 +263,26 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
     grader = Grader(config.reward)
+    method = _method(config, policy, grader)
+    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
+    validate = partial(_validate, config, policy, grader)
+    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        append_jsonl(folder / PROVENANCE, origin(config))
+        write_config(config, folder / CONFIG)
+    return Run(config, folder, policy, grader, trainer)
+
+
+def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
+    """The method with its player and, if it needs one, a copy of the policy as the reference; both sharded."""
     reference = policy.clone_frozen() if config.method.needs_reference else None
     for sharded in (policy, reference):
         if sharded is not None:
             sharded.shard()
-    player = Player("policy", policy, config.optim)
-    method = METHODS[type(config.method)](
+    return METHODS[type(config.method)](
         config.method,  # type: ignore[arg-type]
-        player,
+        Player("policy", policy, config.optim),
         reference,
         grader,
         config.sampling,
@@ -289,36 +290,24 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
         max_rows=256,
         num_steps=config.steps,
     )
-    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
-    validation = SceneProblems("validation", config.num_validation, config.data)
 
-    def validate() -> Metrics:
-        outcomes = evaluate(
-            policy,
-            validation,
-            replace(config.evaluation, num_problems=config.num_validation, threats=("clean",)),
-            config.sampling,
-            grader,
-            seed=0,
-        )
-        few = [validation[i] for i in range(min(PROBE_SIZE, len(validation)))]
-        sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
-        greedy = accuracy(outcomes).value
-        return {
-            "validation/accuracy": greedy,
-            "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
-            "validation/sampled_accuracy": sampled["accuracy"],
-            "validation/entropy": sampled["entropy"],
-            # Greedy accuracy alone is a noisy guide while a policy changes its style of reasoning.
-            "validation/score": (greedy + sampled["accuracy"]) / 2,
-        }
 
-    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, origin(config))
-        write_config(config, folder / CONFIG)
-    return Run(config, folder, policy, grader, trainer)
+def _validate(config: RunConfig, policy: Policy, grader: Grader) -> Metrics:
+    """How the policy does on the validation problems: greedily on all, sampled on the first few."""
+    problems = SceneProblems("validation", config.num_validation, config.data)
+    setting = replace(config.evaluation, num_problems=config.num_validation, threats=("clean",))
+    outcomes = evaluate(policy, problems, setting, config.sampling, grader, seed=0)
+    few = [problems[i] for i in range(min(PROBE_SIZE, len(problems)))]
+    sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
+    greedy = accuracy(outcomes).value
+    return {
+        "validation/accuracy": greedy,
+        "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
+        "validation/sampled_accuracy": sampled["accuracy"],
+        "validation/entropy": sampled["entropy"],
+        # Greedy accuracy alone is a noisy guide while a policy changes its style of reasoning.
+        "validation/score": (greedy + sampled["accuracy"]) / 2,
+    }
 
 
 def test_card(config: RunConfig, source: Source, outcomes: Sequence[Outcome], *, name: str) -> dict[str, Any]:
