@@ -64,7 +64,7 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["eval", "http://localhost:1/v1"], ["--endpoint.model"]),
         (
             ["eval", "http://localhost:1/v1", "--threats", "pgd:4/255", "--endpoint.model", "m"],
-            ["pgd:4/255", "weights"],
+            ["pgd:4/255", "weights", "random_sign", "--attack.surrogate"],
         ),
         (["eval", "http://localhost:1/v1", "--endpoint.model", "m", "--endpoint.api-key-env", "NO_KEY"], ["NO_KEY"]),
         (["compare", "runs/x"], ["sparring compare A B"]),
@@ -198,6 +198,34 @@ def test_eval_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     threats = json.loads(out.read_text())["threats"]
     assert set(threats) == {"clean", "blank", "typos:2"}
     assert threats["clean"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same model"
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out[bold]x :boom:"
+    few = ["--num-problems", "1", "--threats", "typos:2", "--gallery", "0"]
+    assert main(["eval", *few, "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    for line in (f"model: bundled, in {folder}", f"card:  {folder}/card.json", f"page:  {folder}/report.html"):
+        assert line in shown
+    assert main(["compare", str(folder), str(folder), "--out", f"{folder}/c.json"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f"as JSON: {folder}/c.json" in shown and any(
+        line.startswith("A: ") and str(folder) in line for line in shown
+    )
+    assert main(["data", "scenes", "--show", "--num-problems", "1", "--out", f"{folder}/s.png"]) == 0
+    assert f"contact sheet: {folder}/s.png\n" == capsys.readouterr().out
+
+
+def test_every_stage_of_a_test_has_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if the output were a terminal
+    few = ["--num-problems", "1", "--threats", "pgd:4/255", "--gallery", "1", "--out", str(tmp_path / "out")]
+    attack = ["--attack.num-steps", "1", "--attack.num-restarts", "1", "--attack.num-checked", "1"]
+    assert main(["eval", *few, *attack]) == 0
+    shown = capsys.readouterr().out
+    for stage, total in (("testing", 3), ("checking attacks", 2), ("gallery", 2)):
+        assert stage in shown and f"{total}/{total}" in shown
 
 
 def test_help_names_every_threat(capsys: pytest.CaptureFixture[str]) -> None:

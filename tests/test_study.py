@@ -6,6 +6,7 @@ import html
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from sparring.configs import ConfigError, undocumented_fields
 from sparring.data.scenes import SceneConfig
 from sparring.evaluation.suite import EvaluationConfig
 from sparring.methods import SaEI
+from sparring.models.families import fingerprint
 from sparring.recipes import STUDIES, robustness, saei_vs_grpo
 from sparring.recipes import run as recipe
 from sparring.recipes.run import PRESETS
@@ -253,6 +255,45 @@ def test_results_of_other_settings_are_refused(study: Study, undisturbed: Path) 
     louder = replace(study, shared={**study.shared, "evaluation": {"strength": {"noise_sigma": 0.3}}})
     with pytest.raises(ConfigError, match="another evaluation of grpo"):
         start(louder, undisturbed)
+
+
+def test_the_test_before_belongs_to_the_model_that_it_tested(
+    tiny_folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **more: Any) -> None:
+        raise OSError("no such disk")
+
+    prepare_process(monkeypatch)
+    monkeypatch.setattr(runner, "prepare", refuse)  # so there is no run to tell that the model is another
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_folders["qwen3_vl"], model)
+    study = tiny_study(model)
+    start(replace(study, conditions=study.conditions[:1]), out)
+    assert states(out)["before"] == "done"
+    start(study, out)
+    provenance, test = out / "provenance.jsonl", out / "test-before.jsonl"
+    known = [json.loads(line)["model"] for line in provenance.read_text().splitlines()]
+    assert len(known) == 2 and set(known) == {fingerprint(model)}, "one test, continued under more conditions"
+    (model / "generation_config.json").write_text("{ }")
+    for more in ({}, {"table": True}, {"only": ("saei:1",)}):
+        with pytest.raises(ConfigError, match=r"test-before\.jsonl was made with another version of its model: "):
+            start(study, out, **more)
+    # Who deletes it gets one of the model that there is.
+    test.unlink()
+    start(study, out)
+    assert [json.loads(line)["model"] for line in provenance.read_text().splitlines()] == [fingerprint(model)]
+    # A folder of an earlier version says nothing of its model, and goes on saying nothing.
+    provenance.unlink()
+    lines = test.read_text().splitlines(keepends=True)
+    test.write_text("".join(line for line in lines if '"threat": "far"' not in line))
+    start(study, out)
+    assert len(test.read_text().splitlines()) == len(lines) and not provenance.exists()
+
+
+def test_every_run_of_the_folder_must_fit_whichever_are_asked_for(study: Study, undisturbed: Path) -> None:
+    other = replace(study, arms=(study.arms[0], Arm("saei", "saei")))
+    with pytest.raises(ConfigError, match=r"saei-0.*differs from this run in: method"):
+        start(other, undisturbed, only=("grpo",))
 
 
 def test_presets_may_join_a_study(study: Study) -> None:

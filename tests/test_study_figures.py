@@ -135,9 +135,7 @@ def test_markdown_marks_and_signs(runs: list[Measured]) -> None:
     assert any(line.startswith("| clean | +25.0 [") and "| +25.0 [" in line[9:] for line in lines)
 
 
-@pytest.mark.parametrize(
-    "num_methods", [1, 2, pytest.param(5, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("num_methods", [1, 2, 5, 9])
 def test_printed_tables_fit_into_80_columns_and_lose_nothing(num_methods: int) -> None:
     names = ["grpo", "noisyrollout", "kl_cov", "saei", "roma", "a", "b", "c", "saei-no-attack"][:num_methods]
     rng = np.random.default_rng(0)

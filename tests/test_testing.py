@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chat_server import answer_with, chat_server, status
+from chat_server import answer_with, chat_server, shown_picture, status
 from sparring.configs import ConfigError
 from sparring.endpoints import EndpointConfig, EndpointError
 from sparring.errors import UserError
@@ -21,6 +21,7 @@ from sparring.evaluation.suite import read_outcomes
 from sparring.recipes import testing as recipe
 from sparring.recipes.run import ModelConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig, open_test
+from sparring.rewards import Grader
 from toy_grader import ParityGrader
 
 
@@ -71,24 +72,24 @@ class Stop(Exception):
     """Stands for whatever ends a process."""
 
 
-def stop_after(num: int) -> Any:
-    def on_progress(num_done: int, total: int) -> None:
-        if num_done >= num:
+def stop_after(num: int, stage: str = "testing") -> Any:
+    def on_progress(now: str, num_done: int, total: int) -> None:
+        if now == stage and num_done >= num:
             raise Stop
 
     return on_progress
 
 
-def interrupted(config: TestingConfig, folder: Path, num: int) -> None:
+def interrupted(config: TestingConfig, folder: Path, num: int, stage: str = "testing") -> None:
     with pytest.raises(Stop):
-        run_test(config, folder, stop_after(num))
+        run_test(config, folder, stop_after(num, stage))
 
 
 def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     threats = ("gaussian_noise:1", "gaussian_noise:5", "typos:3")
     config = replace(config, threats=threats, gallery=1)
-    card = run_test(config, tmp_path, lambda num_done, total: seen.append((num_done, total)))
+    card = run_test(config, tmp_path, lambda *progress: seen.append(progress))
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json", "provenance.jsonl", "outcomes.jsonl", "card.json", "card.md", "gallery",
     }  # fmt: skip
@@ -98,7 +99,9 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
         "name": "data.jsonl", "num_problems": 4, "num_bad": 1,
     }  # fmt: skip
     assert card["decoding"] == {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": 4}
-    assert seen[0] == (0, 20) and seen[-1] == (20, 20) and len(outcomes(tmp_path)) == 20
+    # Two batches of two problems under five threats; then an example for each of three threats.
+    tested = [("testing", num, 20) for num in range(0, 21, 2)]
+    assert seen == tested + [("gallery", num, 3) for num in range(4)] and len(outcomes(tmp_path)) == 20
     for name, entry in card["threats"].items():
         right = [o["is_correct"] for o in outcomes(tmp_path) if o["threat"] == name]
         assert entry["accuracy"]["value"] == sum(right) / 4
@@ -142,7 +145,11 @@ def test_attacks_and_their_checks_resume_too(config: TestingConfig, tmp_path: Pa
     # The outcomes of the last part are lost, the records of its attack are not.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
-    assert run_test(config, parts) == expected
+    # Two controls of two problems, one batch after another; they too go on where they were.
+    interrupted(replace(config, batch_size=1), parts, 1, "checking attacks")
+    seen: list[tuple[str, int, int]] = []
+    assert run_test(config, parts, lambda *progress: seen.append(progress)) == expected
+    assert [done[1:] for done in seen if done[0] == "checking attacks"] == [(0, 4), (2, 4), (4, 4)]
     # Of the controls the last is lost: it alone is made again.
     file = parts / "attacks.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
@@ -237,6 +244,56 @@ def test_an_endpoint_and_a_policy_are_compared(config: TestingConfig, tmp_path: 
     run_test(replace(config, data="scenes", num_problems=1, threats=("fog:1",), gallery=0), tmp_path / "elsewhere")
     with pytest.raises(UserError, match="not the same problems"):
         compare(read_tested(tmp_path / "policy"), read_tested(tmp_path / "elsewhere"))
+
+
+def test_an_endpoint_is_attacked_with_noise_and_from_another_model(
+    config: TestingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "Grader", Grader)
+    by_number: dict[int, list[np.ndarray]] = {}
+
+    def answer(handler: Any, body: dict[str, Any]) -> None:
+        """Right on the clean picture, the first to be shown, and on the first changed one; then wrong."""
+        number = int(body["messages"][0]["content"][1]["text"].split()[2])
+        seen = by_number.setdefault(number, [])
+        picture = shown_picture(body).astype(int)
+        if picture.std() > 0:  # not the blank one
+            seen.append(picture)
+        word = ("yes", "no")[(number + (len(seen) > 2)) % 2]
+        answer_with(f"\\boxed{{{word}}}")(handler, body)
+
+    with chat_server(otherwise=answer) as server:
+        config = replace(
+            config,
+            model=replace(config.model, path=server.url),
+            endpoint=EndpointConfig(model="m", concurrency=1),
+            threats=("random_sign:8/255", "transfer:8/255"),
+            attack=AttackSettings(num_steps=1, num_restarts=2, surrogate=config.model.path),
+            gallery=1,
+        )
+        card = run_test(config, tmp_path)
+        # Clean and blank; two draws, the second of which breaks; and the first picture of the other model, broken too.
+        assert len(server.bodies) == 4 * (2 + 2 + 1), "the gallery asks for nothing new"
+        assert run_test(config, tmp_path) == card and len(server.bodies) == 20, "and so does the same test again"
+    # The surrogate is part of the test as the model is.
+    first, *_ = (tmp_path / "provenance.jsonl").read_text().splitlines()
+    origin = json.loads(first)
+    assert origin["model"] is None and len(origin["surrogate"]) == 64
+    (tmp_path / "provenance.jsonl").write_text(json.dumps(origin | {"surrogate": "0" * 64}) + "\n")
+    with pytest.raises(ConfigError, match="begun with other surrogate"):
+        run_test(config, tmp_path)
+    (tmp_path / "provenance.jsonl").write_text(json.dumps({k: origin[k] for k in origin if k != "surrogate"}) + "\n")
+    open_test(replace(config, out=tmp_path))
+    for clean, *changed in by_number.values():
+        for picture in changed:
+            assert picture.shape == (16, 24, 3) and 0 < abs(picture - clean).max() <= 8
+    lines = [json.loads(line) for line in (tmp_path / "attacks.jsonl").read_text().splitlines()]
+    assert {(line["threat"], line["broken_by"], line["is_right_unrounded"]) for line in lines} == {
+        ("random_sign:8/255", 1, False), ("transfer:8/255", 0, False),
+    }  # fmt: skip
+    assert card["threats"]["clean"]["accuracy"]["value"] == 1 and card["checks"] == []
+    for name in config.threats:
+        assert card["threats"][name]["accuracy"]["value"] == card["attacks"][name]["accuracy_float"]["value"] == 0
 
 
 def test_default_threats_are_what_the_subject_allows(config: TestingConfig) -> None:

@@ -6,8 +6,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,31 +119,32 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
     from sparring.evaluation.comparison import Tested, compare
     from sparring.evaluation.suite import read_outcomes, summary
     from sparring.recipes import run as recipe
-    from sparring.report.progress import TrainingProgress
+    from sparring.report.progress import TestingProgress, TrainingProgress
     from sparring.report.tables import before_after_table
 
     console = _console(config.model)
     progress = TrainingProgress(console, config.steps)
     with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(f"sparring train --resume {folder}"):
-        console.print(f"[bold]{config.method.name}[/] on {config.model.path}, {config.steps} steps, in {folder}")
+        _say(console, f"{config.method.name} on {config.model.path}, {config.steps} steps, in {folder}")
         tested = folder / "test-before.jsonl"
         before = read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():
-            console.print(f"going on after step {run.trainer.num_done}")
+            _say(console, f"going on after step {run.trainer.num_done}")
         progress.start_at(run.trainer.num_done)
         with progress:
             is_finished = run.trainer.run()
         if not is_finished:
-            console.print(f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
+            _say(console, f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
             return 130
         best_step = run.load_best()
         after = _tested(run, "after", console)
-        run.show(after)
+        with TestingProgress(console, "gallery", 1) as bar:
+            run.show(after, bar.show)
         tests = [Tested(label, list(map(vars, found))) for label, found in (("before", before), ("after", after))]
         console.print(before_after_table(summary(before), summary(after), compare(*tests)))
-        console.print(f"after = step {best_step}, the best on {config.num_validation} validation problems")
-        console.print(f"run:   {folder}", soft_wrap=True)
-        console.print(f"model: {run.model_folder}", soft_wrap=True)
+        _say(console, f"after = step {best_step}, the best on {config.num_validation} validation problems")
+        _say(console, f"run:   {folder}")
+        _say(console, f"model: {run.model_folder}")
         if distributed.is_main():
             _print_page(folder, console)
     return 0
@@ -154,9 +155,9 @@ def _print_page(folder: Path, console: Console) -> None:
     from sparring.report.page import write_report
 
     try:
-        console.print(f"page:  {write_report(folder)}", soft_wrap=True)
+        _say(console, f"page:  {write_report(folder)}")
     except (UserError, OSError) as error:
-        console.print(f"page:  not written ({error}); write it with: sparring report {folder}", soft_wrap=True)
+        _say(console, f"page:  not written ({error}); write it with: sparring report {folder}")
 
 
 @contextmanager
@@ -184,7 +185,6 @@ def _eval(arguments: list[str]) -> int:
     from sparring import distributed
     from sparring.evaluation.threats import describe_threats
     from sparring.recipes import testing as recipe
-    from sparring.report.progress import TestingProgress
     from sparring.report.tables import card_lines, card_tables
 
     prog = "sparring eval"
@@ -203,17 +203,34 @@ def _eval(arguments: list[str]) -> int:
     config = replace(config, model=replace(config.model, path=model or config.model.path))
     console = _console(config.model)
     test = recipe.open_test(replace(config, out=resumed or config.out))
-    console.print(f"model: {config.model.path}, in {test.folder}", soft_wrap=True)
-    with TestingProgress(console, "testing", 1) as progress, _hint_at(f"sparring eval --resume {test.folder}"):
-        card = test.run(progress.show)
+    _say(console, f"model: {config.model.path}, in {test.folder}")
+    with _bars(console) as show, _hint_at(f"sparring eval --resume {test.folder}"):
+        card = test.run(show)
     for table in card_tables(card):
         console.print(table)
     for line in card_lines(card):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"card:  {test.folder / recipe.CARD}", soft_wrap=True)
+        _say(console, line)
+    _say(console, f"card:  {test.folder / recipe.CARD}")
     if distributed.is_main():
         _print_page(test.folder, console)
     return 0
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """What shows how far a stage is, with a bar for each stage; the one before goes away."""
+    from sparring.report.progress import TestingProgress
+
+    bars: dict[str, TestingProgress] = {}
+    with ExitStack() as shown:
+
+        def show(stage: str, num_done: int, total: int) -> None:
+            if stage not in bars:
+                shown.close()
+                bars[stage] = shown.enter_context(TestingProgress(console, stage, total))
+            bars[stage].show(num_done, total)
+
+        yield show
 
 
 def _compare(arguments: list[str]) -> int:
@@ -236,16 +253,16 @@ def _compare(arguments: list[str]) -> int:
         fail(prog, "name two: sparring compare A B, folders of sparring eval or train, or files of outcomes")
     comparison = compare(read_tested(first), read_tested(second))
     console = Console()
-    console.print(f"A: {comparison['a']}\nB: {comparison['b']}", soft_wrap=True, markup=False)
+    _say(console, f"A: {comparison['a']}\nB: {comparison['b']}")
     console.print(comparison_table(comparison))
     for line in settings_apart(comparison):
         console.print(f"warning: not like for like: {line}", style="yellow", soft_wrap=True, markup=False)
     for side in ("a", "b"):
         if comparison[f"only_{side}"]:
-            console.print(f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}", soft_wrap=True)
+            _say(console, f"only in {side.upper()}: {', '.join(comparison[f'only_{side}'])}")
     if config.out is not None:
         write_comparison_json(comparison, config.out)
-        console.print(f"as JSON: {config.out}", soft_wrap=True)
+        _say(console, f"as JSON: {config.out}")
     return 0
 
 
@@ -267,7 +284,7 @@ def _attack(arguments: list[str]) -> int:
         rows = attack_sweep(config, lambda row: status.update(f"{row.attack} {255 * row.step_size:g}/255 done"))
     console.print(sweep_table([(row.attack, row.step_size, row.metrics) for row in rows]))
     if config.out is not None:
-        console.print(f"table with the whole histogram: {config.out}")
+        _say(console, f"table with the whole histogram: {config.out}")
     return 0
 
 
@@ -287,11 +304,7 @@ def _data_scenes(arguments: list[str], prog: str) -> None:
     from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
 
     config = parse(ScenesConfig(), arguments, prog=prog, description="Count generated problems, or show some.")
-    console = Console()
-    if config.show:
-        console.print(f"contact sheet: {draw_sheet(config)}")
-    else:
-        console.print(describe_scenes(config))
+    _say(Console(), f"contact sheet: {draw_sheet(config)}" if config.show else describe_scenes(config))
 
 
 def _data_corruptions(arguments: list[str], prog: str) -> None:
@@ -301,7 +314,7 @@ def _data_corruptions(arguments: list[str], prog: str) -> None:
     listed = "; ".join(f"{name}: {entry.description}" for name, entry in CORRUPTION_SETS.items())
     description = f"Draw a contact sheet of a set of picture corruptions. Sets: {listed}."
     config = parse(CorruptionsConfig(), arguments, prog=prog, description=description)
-    Console().print(f"contact sheet: {draw_corruptions(config)}", soft_wrap=True)
+    _say(Console(), f"contact sheet: {draw_corruptions(config)}")
 
 
 def _study(arguments: list[str]) -> int:
@@ -362,6 +375,11 @@ def _methods_by_seeds(name: str, arguments: list[str]) -> int:
         raise
     _print_page(options.out, Console())
     return int(any(status.state == "failed" for status in statuses.values()))
+
+
+def _say(console: Console, text: str) -> None:
+    """Show a line as it is: a path or what a model wrote may look like rich's markup, such as ``[red]`` or ``:x:``."""
+    console.out(text, highlight=False)
 
 
 def _console(model: ModelConfig) -> Console:

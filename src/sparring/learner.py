@@ -120,6 +120,11 @@ class PolicyLearner(Generic[Config]):
             replace(group, rollouts=group.rollouts + rollouts) for group, rollouts in zip(groups, drawn, strict=True)
         ]
 
+    def graded_on_clean(self, problems: Sequence[Problem], seeds: Sequence[int], *, num_samples: int) -> list[Group]:
+        """A graded group for each problem, of ``num_samples`` responses to its clean view."""
+        groups = self.sampled(self.clean_groups(problems), seeds, view="clean", num_samples=num_samples)
+        return self.grader.grade_groups(groups)
+
     def score(self, policy: Policy, groups: Sequence[Group], *, view: str | None, with_entropy: bool = False) -> Score:
         """Scores of all responses under a policy and a view (None: the one each was sampled on), without gradient."""
         return score(

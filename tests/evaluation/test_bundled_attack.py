@@ -7,7 +7,7 @@ import pytest
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.checks import check_attack
-from sparring.evaluation.responses import is_right, respond
+from sparring.evaluation.responses import is_right, respond, responses_of
 from sparring.evaluation.whitebox import attack_responses, noise_responses
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import corrupt
@@ -29,7 +29,7 @@ def test_four_levels_break_most_answers_and_a_quarter_of_the_range_all_that_the_
             attack_responses(policy, groups, setting, grader, sampling, seed=0)
             for setting in (config, config.with_large_budget)
         )
-        noise = noise_responses(policy, groups, config, grader, sampling, seed=0)
+        noise = noise_responses(responses_of(policy, sampling, grader), groups, config, seed=0)
     num_clean, num_blank = sum(map(is_right, groups)), sum(map(is_right, blank))
     num_pgd, num_noise, num_large = (sum(a.record.is_right for a in found) for found in (pgd, noise, large))
     assert num_clean - num_pgd > 2 * (num_clean - num_noise) and num_pgd < num_clean / 2

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparring.evaluation import statistics
 from sparring.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_scores,
@@ -100,6 +101,35 @@ def test_bootstrap_is_seeded():
     matrix = np.random.default_rng(0).random((3, 20))
     assert bootstrap_mean(matrix, seed=1, num_resamples=200) == bootstrap_mean(matrix, seed=1, num_resamples=200)
     assert bootstrap_mean(matrix, seed=1, num_resamples=200) != bootstrap_mean(matrix, seed=2, num_resamples=200)
+
+
+@pytest.mark.parametrize("max_drawn", [1, 100, 2**18])
+@pytest.mark.parametrize(("num_ours", "num_theirs"), [(1, 1), (3, 1), (2, 3)])
+def test_resamples_drawn_together_are_those_drawn_one_by_one(max_drawn, num_ours, num_theirs, monkeypatch):
+    monkeypatch.setattr(statistics, "MAX_DRAWN", max_drawn)
+    # Thirds, whose sums depend on their order.
+    values = np.random.default_rng(0).integers(0, 4, (num_ours + num_theirs, 25)) / 3
+    ours, theirs = values[:num_ours], values[num_ours:]
+
+    def drawn(rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(count, size=count)
+
+    def interval(draws: list[float]) -> tuple[float, float]:
+        tail = (1 - 0.95) / 2
+        return tuple(np.quantile(draws, [tail, 1 - tail]))
+
+    rng = np.random.default_rng(5)
+    means = [ours[np.ix_(drawn(rng, num_ours), drawn(rng, 25))].mean() for _ in range(150)]
+    result = bootstrap_mean(ours, seed=5, num_resamples=150)
+    assert (result.low, result.high) == interval(means)
+
+    rng, differences = np.random.default_rng(5), []
+    for _ in range(150):
+        problems = drawn(rng, 25)
+        both = [x[np.ix_(drawn(rng, len(x)), problems)].mean() for x in (ours, theirs)]
+        differences.append(both[0] - both[1])
+    result = paired_bootstrap_difference(ours, theirs, seed=5, num_resamples=150)
+    assert (result.low, result.high) == interval(differences)
 
 
 def test_difference_pairs_problems():

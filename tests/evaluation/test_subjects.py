@@ -16,6 +16,7 @@ from chat_server import answer_with, chat_server, send, shown_picture
 from sparring.data.scenes import SceneProblems
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
+from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject
 from sparring.evaluation.suite import Suite
 from sparring.evaluation.threats import parse_threats, with_controls
@@ -130,19 +131,30 @@ def test_a_policy_behind_a_server_does_as_it_does_at_hand(tmp_path: Path) -> Non
         length, reason = rollout.token_ids.numel(), rollout.finish_reason
         answer_with(rollout.text, num_tokens=length, finish_reason=reason)(handler, body)
 
-    threats = with_controls(parse_threats(["gaussian_noise:1", "paraphrase:1"]))
+    threats = with_controls(parse_threats(["gaussian_noise:1", "paraphrase:1", "random_sign:16/255", "transfer:4/255"]))
+    # Transfer from the model itself, which is known to be at hand here: the strongest there is.
+    settings: Any = {"seed": 0, "attack": AttackConfig(num_steps=2, num_restarts=1), "surrogate": policy}
     with chat_server(otherwise=serve) as server, Grader() as grader:
         subjects = (PolicySubject(policy, "bundled"), EndpointSubject(Endpoint(server.url, PATIENT)))
         found = [
-            [outcome for part in Suite(subject, threats, sampling, grader, seed=0).run(SceneProblems("test", 3))
+            [outcome for part in Suite(subject, threats, sampling, grader, **settings).run(SceneProblems("test", 3))
              for outcome in part.outcomes]
             for subject in subjects
         ]  # fmt: skip
-    assert found[0] == found[1] and len(found[0]) == 12
+    assert found[0] == found[1] and len(found[0]) == 18
     assert {outcome.is_correct for outcome in found[0]} == {True, False}
+    right = {threat.name: sum(o.is_correct for o in found[1] if o.threat == threat.name) for threat in threats}
+    assert right["transfer:4/255"] < right["clean"]
 
 
-def test_white_box_threats_are_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    ("threat", "wrong"),
+    [
+        *((name, f"threat '{name}' needs the model's weights") for name in ("pgd:4/255", "pgd-l2:2", "entropy:4/255")),
+        ("transfer:4/255", "made on another model: name it"),
+    ],
+)
+def test_threats_that_an_endpoint_does_not_allow_are_refused_by_name(threat: str, wrong: str) -> None:
     subject = EndpointSubject(Endpoint("http://localhost:1/v1", CONFIG))
-    with Grader() as grader, pytest.raises(UserError, match="threat 'pgd:4/255' needs the model's weights"):
-        Suite(subject, parse_threats(["clean", "pgd:4/255"]), GREEDY, grader, seed=0)
+    with Grader() as grader, pytest.raises(UserError, match=wrong):
+        Suite(subject, parse_threats(["clean", threat]), GREEDY, grader, seed=0)

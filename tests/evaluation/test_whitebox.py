@@ -16,7 +16,7 @@ from sparring.configs import from_dict, to_dict
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
 from sparring.evaluation.attack_loop import _is_answer_token
 from sparring.evaluation.checks import check_attack
-from sparring.evaluation.responses import is_right, respond
+from sparring.evaluation.responses import is_right, respond, responses_of
 from sparring.evaluation.whitebox import (
     Attacked,
     _carried,
@@ -224,7 +224,7 @@ def test_the_entropy_objective_raises_the_entropy_of_the_response(policy: Policy
     found = attacked(policy, groups, config, grader=EverythingIsRight())
     both = [replace(group, views=result.group.views) for group, result in zip(groups, found, strict=True)]
     before, after = entropy_on(policy, both, "clean"), entropy_on(policy, both, "attacked")
-    noise = noise_responses(policy, groups, config, EverythingIsRight(), SAMPLING, seed=0)
+    noise = noise_responses(responses_of(policy, SAMPLING, EverythingIsRight()), groups, config, seed=0)
     control = [replace(group, views=result.group.views) for group, result in zip(groups, noise, strict=True)]
     assert after - before > 3 * abs(entropy_on(policy, control, "random_sign") - before)
     recorded = [
@@ -265,7 +265,7 @@ def test_noise_has_as_many_draws_as_the_attack_has_restarts(policy: Policy) -> N
     grader, config = SameAsClean(groups), replace(SMALL, radius=2.5 / 255, num_restarts=3)
 
     def noise(chosen: list[Group], **changes: Any) -> list[Attacked]:
-        return noise_responses(policy, chosen, replace(config, **changes), grader, SAMPLING, seed=0)
+        return noise_responses(responses_of(policy, SAMPLING, grader), chosen, replace(config, **changes), seed=0)
 
     many, once = noise(groups), noise(groups, num_restarts=1)
     for several, one in zip(records(many), records(once), strict=True):
@@ -283,7 +283,8 @@ def test_transfer_from_the_model_itself_is_the_white_box_attack(policy: Policy) 
     groups = clean_groups(policy, some_problems())
     config = replace(SMALL, num_restarts=1)
     own = attacked(policy, groups, config)
-    carried = transfer_responses(policy, policy, groups, config, ParityGrader(), SAMPLING, seed=0)
+    answer = responses_of(policy, SAMPLING, ParityGrader())
+    carried = transfer_responses(answer, policy, groups, config, ParityGrader(), SAMPLING, seed=0)
     for one, other in zip(own, carried, strict=True):
         assert one.record.is_right == other.record.is_right
         if one.record.was_right:
@@ -298,7 +299,8 @@ def test_transfer_between_models_that_see_other_sizes(policy: Policy, tiny_folde
     theirs = surrogate.processor.clean_view(groups[0].problem).images[0]
     assert theirs.shape != groups[0].views["clean"].images[0].shape
     for config in (SMALL, SMALL_L2):
-        found = transfer_responses(policy, surrogate, groups, config, EverythingIsRight(), SAMPLING, seed=0)
+        answer = responses_of(policy, SAMPLING, EverythingIsRight())
+        found = transfer_responses(answer, surrogate, groups, config, EverythingIsRight(), SAMPLING, seed=0)
         for result, group in zip(found, groups, strict=True):
             (image,), (clean,) = result.group.views["transfer"].images, group.views["clean"].images
             assert 0.2 * config.radius < config.budget.distance(image, clean) <= config.radius * (1 + 1e-5)
@@ -348,8 +350,7 @@ def test_checks_tell_a_masked_gradient_from_an_open_one(policy: Policy, is_maske
     groups = grader.grade_groups(groups)
     found = records(attacked(policy, groups, config, grader=grader))
     controls = {
-        name: records(results)
-        for name, results in control_attacks(policy, groups, config, grader, SAMPLING, seed=0).items()
+        name: records(results) for name, results in control_attacks(policy, groups, config, grader, SAMPLING, seed=0)
     }
     assert set(controls) == {"noise", "large_budget", "fewer_steps"}
     # As if half of the answers could be guessed.

@@ -98,7 +98,7 @@ def test_responses_depend_on_seed_and_problem(folder: Path) -> None:
     problems = stream().take(3)
 
     def texts(seeds: Sequence[int], ids: slice = slice(None)) -> list[tuple[str, ...]]:
-        groups = method_of(folder, small()).sample_groups(problems[ids], seeds[ids])
+        groups = method_of(folder, small()).graded_on_clean(problems[ids], seeds[ids], num_samples=4)
         return [tuple(str(r.token_ids.tolist()) for r in group.rollouts) for group in groups]
 
     expected = texts((1, 2, 3))
@@ -160,9 +160,8 @@ def test_a_step_equals_plain_pytorch(variant: str, tiny_folders: dict[str, Path]
     config = small(loss=PolicyLossConfig(kl_coefficient=0.1))
     method, oracle = method_of(folder, config), method_of(folder, config)
     problems = stream().take(3)
-    groups = oracle.sample_groups(
-        problems, [derive_seed(derive_seed(oracle.seed, 0), p.id, i, "rollout") for i, p in enumerate(problems)]
-    )
+    seeds = [derive_seed(derive_seed(oracle.seed, 0), p.id, i, "rollout") for i, p in enumerate(problems)]
+    groups = oracle.graded_on_clean(problems, seeds, num_samples=config.group_size)
     assert any(len(set(group.rewards_G.tolist())) > 1 for group in groups)
     before = weights_of(oracle)
     metrics = method.step(stream(), 0)

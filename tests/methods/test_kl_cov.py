@@ -113,7 +113,7 @@ def drawn(method: Covariance) -> list[Group]:
     """The groups of the first step."""
     problems = stream().take(3)
     seeds = [derive_seed(derive_seed(method.seed, 0), p.id, i, "rollout") for i, p in enumerate(problems)]
-    return method.sample_groups(problems, seeds)
+    return method.graded_on_clean(problems, seeds, num_samples=method.config.group_size)
 
 
 def plain_step(

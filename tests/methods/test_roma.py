@@ -425,7 +425,7 @@ def rows_on_views(folder: Path, config: ROMAConfig) -> list[int]:
     learner = learner_of(folder, config)
     seeds = [derive_seed(derive_seed(SEED, 0), p.id, n, "rollout") for n, p in enumerate(stream().take(3))]
     rows = []
-    for group in learner.sample_groups(stream().take(3), seeds):
+    for group in learner.graded_on_clean(stream().take(3), seeds, num_samples=config.group_size):
         lengths = [
             len(r.token_ids) for r, m in zip(group.rollouts, is_regularised_N([group], config), strict=True) if m
         ]
@@ -535,10 +535,8 @@ def test_nothing_is_scored_in_vain(
 def test_a_view_without_a_part_is_not_passed(folder: Path, passed: list[tuple[str, int]]) -> None:
     # Without the KL term only the rollouts that drew a view are shown it, each to one.
     config = small(invariance_coefficient=0.0, num_views=3, group_size=8, batch=BatchConfig(2), num_minibatches=1)
-    groups = learner_of(folder, config).sample_groups(
-        stream().take(2),
-        [derive_seed(derive_seed(SEED, 0), p.id, i, "rollout") for i, p in enumerate(stream().take(2))],
-    )
+    seeds = [derive_seed(derive_seed(SEED, 0), p.id, i, "rollout") for i, p in enumerate(stream().take(2))]
+    groups = learner_of(folder, config).graded_on_clean(stream().take(2), seeds, num_samples=config.group_size)
     has_signal = [len(set(group.rewards_G.tolist())) > 1 for group in groups]
     expected = sum(int(is_regularised_N([g], config).sum()) for g, told in zip(groups, has_signal, strict=True) if told)
     learner_of(folder, config).step(stream(), 0)

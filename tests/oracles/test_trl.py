@@ -601,7 +601,7 @@ def test_a_step_moves_the_weights_alike(
     sampling = SamplingConfig(temperature=TEMPERATURE, max_new_tokens=MAX_NEW_TOKENS)
     config = GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(prompts_per_step=2), loss=loss)
     method = GRPO(config, player, reference, ParityGrader(), sampling, seed=0, max_rows=64)
-    monkeypatch.setattr(method, "sample_groups", lambda problems, seeds: groups)
+    monkeypatch.setattr(method, "graded_on_clean", lambda problems, seeds, *, num_samples: groups)
     with_trl_eps = partial(group_advantages_N, eps=TRL_EPS)
     monkeypatch.setattr(policy_loss_module, "group_advantages_N", with_trl_eps)
     # TRL passes over a whole batch ``num_iterations`` times; our optimizer steps take parts of it, once each.

@@ -6,7 +6,7 @@ made only to check an attack the name of the control.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.checks import check_attack
 from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import CLEAN, GRADIENT_ATTACKS, Threat
-from sparring.evaluation.whitebox import attack_summary, control_attacks, control_names
+from sparring.evaluation.whitebox import Attacked, attack_summary, control_attacks, control_names
 from sparring.provenance import append_jsonl, read_jsonl
 from sparring.types import Problem
 
@@ -63,43 +63,65 @@ class AttackLog:
 
 
 def run_checks(
-    suite: Suite, problems: Sequence[Problem], outcomes: Sequence[Outcome], log: AttackLog
+    suite: Suite,
+    problems: Sequence[Problem],
+    outcomes: Sequence[Outcome],
+    log: AttackLog,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Mapping[str, Any]]:
     """The sanity checks of every attack that follows the model's own gradient; controls that are missing are run.
 
     Args:
         problems: those that the controls are run on.
         outcomes: of the suite, with those under ``blank``.
+        on_progress: called with the number of problems that are done and that of all, once for each control of each
+            attack; not at all if there are none.
     """
     blank = {outcome.problem_id: outcome.is_correct for outcome in outcomes if outcome.threat == "blank"}
-    found: list[Mapping[str, Any]] = []
-    for threat in suite.threats:
-        if threat.attack not in GRADIENT_ATTACKS:
-            continue
-        _run_controls(suite, threat, problems, log)
-        for check in check_attack(log.records(threat), log.controls(threat), blank):
-            found.append({"threat": threat.name, **vars(check)})
-    return found
+    followed = [threat for threat in suite.threats if threat.attack in GRADIENT_ATTACKS]
+    _run_controls(suite, followed, problems, log, on_progress or (lambda num_done, total: None))
+    return [
+        {"threat": threat.name, **vars(check)}
+        for threat in followed
+        for check in check_attack(log.records(threat), log.controls(threat), blank)
+    ]
 
 
-def _run_controls(suite: Suite, threat: Threat, problems: Sequence[Problem], log: AttackLog) -> None:
-    """Every control of an attack on the problems that lack one of them, as an interruption may have left some."""
+def _run_controls(
+    suite: Suite,
+    threats: Sequence[Threat],
+    problems: Sequence[Problem],
+    log: AttackLog,
+    report: Callable[[int, int], None],
+) -> None:
+    """Every control of the attacks on the problems that lack one of them, as an interruption may have left some."""
+    total = num_left = 0
+    missing: dict[Threat, list[Problem]] = {}
+    for threat in threats:
+        names = control_names(suite.attack_config(threat), has_surrogate=suite.surrogate is not None)
+        done = [{record.problem_id for record in log.records(threat, name)} for name in names]
+        missing[threat] = [problem for problem in problems if not all(problem.id in own for own in done)]
+        total, num_left = total + len(names) * len(problems), num_left + len(names) * len(missing[threat])
+    for threat, left in missing.items():
+        for start in range(0, len(left), suite.batch_size):
+            report(total - num_left, total)
+            for name, attacked in _controls(suite, threat, left[start : start + suite.batch_size]):
+                log.add(threat, [a.record for a in attacked], name)
+                num_left -= len(attacked)
+                report(total - num_left, total)
+
+
+def _controls(suite: Suite, threat: Threat, problems: Sequence[Problem]) -> Iterator[tuple[str, list[Attacked]]]:
+    """The controls of an attack, as they are made."""
     assert suite.subject.policy is not None
-    names = control_names(suite.attack_config(threat), has_surrogate=suite.surrogate is not None)
-    done = [{record.problem_id for record in log.records(threat, name)} for name in names]
-    missing = [problem for problem in problems if not all(problem.id in own for own in done)]
-    for start in range(0, len(missing), suite.batch_size):
-        batch = missing[start : start + suite.batch_size]
-        controls = control_attacks(
-            suite.subject.policy,
-            suite.respond(batch, CLEAN, {}),
-            suite.attack_config(threat),
-            suite.grader,
-            suite.sampling,
-            seed=suite.seed,
-            surrogate=suite.surrogate,
-            token_budget=suite.token_budget,
-            max_rows=suite.batch_size,
-        )
-        for name, attacked in controls.items():
-            log.add(threat, [a.record for a in attacked], name)
+    return control_attacks(
+        suite.subject.policy,
+        suite.respond(problems, CLEAN, {}),
+        suite.attack_config(threat),
+        suite.grader,
+        suite.sampling,
+        seed=suite.seed,
+        surrogate=suite.surrogate,
+        token_budget=suite.token_budget,
+        max_rows=suite.batch_size,
+    )

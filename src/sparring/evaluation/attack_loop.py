@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sparring.evaluation.attack_config import AttackConfig, AttackObjective
+from sparring.evaluation.responses import Responses
 from sparring.models.policy import Policy
 from sparring.models.processor import Processor
 from sparring.objective import segment_mean
@@ -16,11 +17,8 @@ from sparring.perturb.space import Budget
 from sparring.rewards.answer import final_part, last_box
 from sparring.scoring import MicroBatch, score
 from sparring.seeding import derive_seed, generator
-from sparring.types import Group, Problem, Rollout, Score, View, layout_of
+from sparring.types import Group, Rollout, Score, View, layout_of
 from sparring.view_attack import attack_views
-
-Responses = Callable[[Sequence[Problem], Sequence[View]], list[Group]]
-"""From problems and views of them to graded groups of one greedy response each."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ picture, response and entropies of an example belong together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +51,55 @@ def choose(outcomes: Sequence[Outcome], threats: Sequence[Threat], num: int) -> 
     return chosen
 
 
-def write_gallery(suite: Suite, problems: Sequence[Problem], chosen: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Write the examples that ``choose`` chose into ``folder``, in place of those that are there."""
-    wanted = {problem for ids in chosen.values() for problem in ids}
-    by_id: dict[str, Problem] = {}
-    for index in range(len(problems)):
-        if len(by_id) == len(wanted):
-            break
-        problem = problems[index]
-        if problem.id in wanted:
-            by_id[problem.id] = problem
+def write_gallery(
+    suite: Suite,
+    problems: Sequence[Problem],
+    chosen: Mapping[str, Sequence[str]],
+    folder: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the examples that ``choose`` chose into ``folder``, in place of those that are there.
+
+    Args:
+        on_progress: called with the number of examples that are done and that of all.
+    """
+    by_id = _by_id(problems, {problem for ids in chosen.values() for problem in ids})
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         for old in (folder / INDEX, *folder.glob("*.png")):
             old.unlink(missing_ok=True)
+    report = on_progress or (lambda num_done, total: None)
+    num_done, total = 0, sum(map(len, chosen.values()))
+    report(num_done, total)
     for threat in suite.threats:
         own = [by_id[name] for name in chosen.get(threat.name, ())]
         if own:
-            clean: dict[str, Group] = {}
-            before = suite.respond(own, CLEAN, clean)
-            after = suite.respond(own, threat, clean)
-            tokens = [_tokens(suite, groups) for groups in (before, after)]
-            for number, problem in enumerate(own):
-                sides = [(groups[number], of[number]) for groups, of in zip((before, after), tokens, strict=True)]
-                if distributed.is_main():
-                    _write_example(folder, problem, threat, sides)
+            _write_examples(suite, own, threat, folder)
+            num_done += len(own)
+            report(num_done, total)
+
+
+def _by_id(problems: Sequence[Problem], wanted: Collection[str]) -> dict[str, Problem]:
+    """The problems of these ids; no more of them are read than it takes."""
+    found: dict[str, Problem] = {}
+    for index in range(len(problems)):
+        if len(found) == len(wanted):
+            break
+        problem = problems[index]
+        if problem.id in wanted:
+            found[problem.id] = problem
+    return found
+
+
+def _write_examples(suite: Suite, problems: Sequence[Problem], threat: Threat, folder: Path) -> None:
+    clean: dict[str, Group] = {}
+    before = suite.respond(problems, CLEAN, clean)
+    after = suite.respond(problems, threat, clean)
+    tokens = [_tokens(suite, groups) for groups in (before, after)]
+    for number, problem in enumerate(problems):
+        sides = [(groups[number], of[number]) for groups, of in zip((before, after), tokens, strict=True)]
+        if distributed.is_main():
+            _write_example(folder, problem, threat, sides)
 
 
 def _write_example(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Group, Problem, View
+
+Responses = Callable[[Sequence[Problem], Sequence[View]], list[Group]]
+"""From problems and views of them to graded groups of one greedy response each."""
 
 
 def respond(
@@ -31,6 +34,15 @@ def respond(
     return grader.grade_groups(
         [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
     )
+
+
+def responses_of(policy: Policy, sampling: SamplingConfig, grader: Grader, *, max_rows: int = 256) -> Responses:
+    """``respond`` of one policy."""
+
+    def answer(problems: Sequence[Problem], views: Sequence[View]) -> list[Group]:
+        return respond(policy, problems, views, sampling, grader, max_rows=max_rows)
+
+    return answer
 
 
 def is_right(group: Group) -> bool:

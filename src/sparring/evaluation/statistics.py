@@ -1,7 +1,7 @@
 """Intervals for accuracies: how much of a number is luck.
 
-Letters: ``S`` runs with different seeds, ``P`` problems. ``correct_SP`` holds 0 or 1 (or any real score) for every run
-on the same problems in the same order.
+Letters: ``S`` runs with different seeds, ``P`` problems, ``R`` resamples. ``correct_SP`` holds 0 or 1 (or any real
+score) for every run on the same problems in the same order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+
+MAX_DRAWN = 2**18
+"""Scores that are drawn at a time; bounds memory and changes no result."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ def bootstrap_mean(correct_SP: np.ndarray, *, seed: int, level: float = 0.95, nu
     """
     scores_SP = _checked(correct_SP)
 
-    def resampled_mean(rng: np.random.Generator) -> float:
-        return float(scores_SP[np.ix_(_draw(rng, scores_SP.shape[0]), _draw(rng, scores_SP.shape[1]))].mean())
+    def resampled_means_R(rng: np.random.Generator, num: int) -> np.ndarray:
+        return _means_R(scores_SP, *_draw(rng, scores_SP.shape, num))
 
-    return _percentile(float(scores_SP.mean()), resampled_mean, seed, level, num_resamples)
+    return _percentile(float(scores_SP.mean()), resampled_means_R, scores_SP.size, seed, level, num_resamples)
 
 
 def paired_bootstrap_difference(
@@ -81,12 +84,13 @@ def paired_bootstrap_difference(
             f"both need the same problems in the same order, got {ours_SP.shape[1]} and {theirs_SP.shape[1]}"
         )
 
-    def resampled_difference(rng: np.random.Generator) -> float:
-        problems = _draw(rng, ours_SP.shape[1])
-        ours, theirs = (x[np.ix_(_draw(rng, x.shape[0]), problems)].mean() for x in (ours_SP, theirs_SP))
-        return float(ours - theirs)
+    def resampled_differences_R(rng: np.random.Generator, num: int) -> np.ndarray:
+        counts = (ours_SP.shape[1], len(ours_SP), len(theirs_SP))
+        problems_RP, ours_RS, theirs_RS = _draw(rng, counts, num)
+        return _means_R(ours_SP, ours_RS, problems_RP) - _means_R(theirs_SP, theirs_RS, problems_RP)
 
-    return _percentile(float(ours_SP.mean() - theirs_SP.mean()), resampled_difference, seed, level, num_resamples)
+    value, size = float(ours_SP.mean() - theirs_SP.mean()), max(ours_SP.size, theirs_SP.size)
+    return _percentile(value, resampled_differences_R, size, seed, level, num_resamples)
 
 
 def bootstrap_scores(
@@ -117,9 +121,12 @@ def mcnemar_exact(num_gained: int, num_lost: int) -> float:
     if num_gained < 0 or num_lost < 0:
         raise ValueError(f"num_gained={num_gained} and num_lost={num_lost} must be >= 0")
     num = num_gained + num_lost
-    smaller = sum(math.comb(num, k) for k in range(min(num_gained, num_lost) + 1))
-    # Integers to the end: 2.0 ** num would overflow.
-    return min(1.0, 2 * smaller / 2**num)
+    # Integers to the end: 2.0 ** num would overflow. Each binomial coefficient is made from the one before.
+    ways, coefficient = 0, 1
+    for k in range(min(num_gained, num_lost) + 1):
+        ways += coefficient
+        coefficient = coefficient * (num - k) // (k + 1)
+    return min(1.0, 2 * ways / 2**num)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -135,16 +142,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _percentile(
-    value: float, resample: Callable[[np.random.Generator], float], seed: int, level: float, num_resamples: int
+    value: float,
+    resample: Callable[[np.random.Generator, int], np.ndarray],
+    size: int,
+    seed: int,
+    level: float,
+    num_resamples: int,
 ) -> Estimate:
+    """``value`` with the interval of what ``resample(rng, num)`` gives, each of it made of ``size`` scores."""
     tail = _tail(level)
-    rng = np.random.default_rng(seed)
-    low, high = np.quantile([resample(rng) for _ in range(num_resamples)], [tail, 1.0 - tail])
+    rng, at_a_time = np.random.default_rng(seed), max(1, MAX_DRAWN // size)
+    starts = range(0, num_resamples, at_a_time)
+    drawn_R = np.concatenate([resample(rng, min(at_a_time, num_resamples - start)) for start in starts])
+    low, high = np.quantile(drawn_R, [tail, 1.0 - tail])
     return Estimate(value, float(low), float(high))
 
 
-def _draw(rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.integers(count, size=count)
+def _draw(rng: np.random.Generator, counts: Sequence[int], num: int) -> list[np.ndarray]:
+    """Draws with replacement of n out of n, for each n of ``counts``: an integer (num, n) array each.
+
+    One call for all, as calls are what costs time; row by row the numbers are those of one ``rng.integers(n, size=n)``
+    after another, so an interval does not depend on how many resamples are drawn at a time.
+    """
+    drawn = rng.integers(np.repeat(counts, counts), size=(num, sum(counts)))
+    return np.split(drawn, np.cumsum(counts)[:-1], axis=1)
+
+
+def _means_R(scores_SP: np.ndarray, runs_RS: np.ndarray, problems_RP: np.ndarray) -> np.ndarray:
+    """For each resample the mean over its runs times its problems."""
+    drawn_RSP = scores_SP[runs_RS[:, :, None], problems_RP[:, None, :]]
+    return drawn_RSP.reshape(len(drawn_RSP), -1).mean(axis=1)
 
 
 def _tail(level: float) -> float:

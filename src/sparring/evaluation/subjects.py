@@ -3,7 +3,7 @@
 Both show a problem's pictures, take requests as ``rollout.SampleRequest`` and give rollouts. An endpoint shows pictures
 at their own size, as PNG files in data URLs; the server resizes them. It tells neither tokens nor gradients: its
 rollouts have the length that the server counts (0 if it does not say) with every token -1 and no log-probabilities, and
-white-box threats are refused.
+threats that follow its gradient are refused.
 """
 
 from __future__ import annotations

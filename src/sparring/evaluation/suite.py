@@ -18,6 +18,7 @@ from sparring.evaluation.statistics import Estimate, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
     CLEAN,
+    GRADIENT_ATTACKS,
     TRAINING_TEST,
     Threat,
     ThreatConfig,
@@ -97,8 +98,11 @@ def check_possible(threats: Sequence[Threat], *, has_weights: bool, is_greedy: b
     for threat in threats:
         if threat.attack is None:
             continue
-        if not has_weights:
-            raise UserError(f"threat {threat.name!r} needs the model's weights, which an endpoint does not give")
+        if threat.attack in GRADIENT_ATTACKS and not has_weights:
+            raise UserError(
+                f"threat {threat.name!r} needs the model's weights, which an endpoint does not give; random_sign and "
+                "transfer (from --attack.surrogate) do without"
+            )
         if not is_greedy:
             raise UserError(f"threat {threat.name!r} attacks the greedy response: leave out the temperature")
         if threat.attack == "transfer" and not has_surrogate:
@@ -174,18 +178,20 @@ class Suite:
 
     def attack_groups(self, clean: Sequence[Group], threat: Threat) -> list[Attacked]:
         """Groups with a clean response after an attack; a problem that was wrong before stays wrong."""
-        policy = self.subject.policy
-        assert policy is not None
-        common: dict[str, Any] = {"seed": self.seed, "name": threat.name, "max_rows": self.batch_size}
+        policy, config = self.subject.policy, self.attack_config(threat)
+        common: dict[str, Any] = {"seed": self.seed, "name": threat.name}
+        # Without weights there is an endpoint, which is shown files.
+        takes_8bit = policy is None
         if threat.attack == "random_sign":
-            config = self.attack_config(threat)
-            return noise_responses(policy, clean, config, self.grader, self.sampling, **common)
-        common["token_budget"] = self.token_budget
+            return noise_responses(self._sample, clean, config, takes_8bit=takes_8bit, **common)
+        common |= {"token_budget": self.token_budget, "max_rows": self.batch_size}
         if threat.attack == "transfer":
             assert self.surrogate is not None
-            config = self.attack_config(threat)
-            return transfer_responses(policy, self.surrogate, clean, config, self.grader, self.sampling, **common)
-        return attack_responses(policy, clean, self.attack_config(threat), self.grader, self.sampling, **common)
+            return transfer_responses(
+                self._sample, self.surrogate, clean, config, self.grader, self.sampling, takes_8bit=takes_8bit, **common
+            )
+        assert policy is not None
+        return attack_responses(policy, clean, config, self.grader, self.sampling, **common)
 
     def attack_config(self, threat: Threat) -> AttackConfig:
         """The attack that a threat means."""

@@ -15,11 +15,14 @@ whole responses, and what the checks on an attack are: ``docs/robustness/attacks
 
 Random numbers depend on the problem's id and the restart alone, so a result does not depend, up to rounding, on what
 else is attacked beside it.
+
+Two of the controls, random signs and transfer from another model, ask the model that is tested for responses and for
+nothing else: they are made on endpoints as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -28,8 +31,8 @@ import torch.nn.functional as F
 
 from sparring.configs import to_dict
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
-from sparring.evaluation.attack_loop import AttackLoop, Candidate, Responses, rounded_within
-from sparring.evaluation.responses import is_right, respond
+from sparring.evaluation.attack_loop import AttackLoop, Candidate, rounded_within
+from sparring.evaluation.responses import Responses, is_right, responses_of
 from sparring.evaluation.statistics import wilson_interval
 from sparring.models.policy import Policy
 from sparring.perturb.attack import random_sign
@@ -75,7 +78,7 @@ def attack_responses(
     Raises ValueError for a group without exactly one graded response, and for ``objective="answer"`` on a response
     without a final answer.
     """
-    answer = partial(_responses, policy, sampling, grader, max_rows)
+    answer = responses_of(policy, sampling, grader, max_rows=max_rows)
     loop = AttackLoop(policy, answer, config, sampling.temperature, token_budget, seed)
 
     def candidates(still: Sequence[Group], restart: int) -> list[Candidate]:
@@ -89,17 +92,21 @@ def attack_responses(
 
 
 def noise_responses(
-    policy: Policy,
+    answer: Responses,
     groups: Sequence[Group],
     config: AttackConfig,
-    grader: Grader,
-    sampling: SamplingConfig,
     *,
     seed: int,
     name: str = "random_sign",
-    max_rows: int = 256,
+    takes_8bit: bool = False,
 ) -> list[Attacked]:
-    """The control: random signs of the same size, as many draws as the attack has restarts; the worst draw counts."""
+    """The control: random signs of the same size, as many draws as the attack has restarts; the worst draw counts.
+
+    Args:
+        answer: of the model that is tested, which need give no more than responses.
+        takes_8bit: whether it sees every picture rounded to 8 bits, as an endpoint does. Then the figure before
+            rounding is the one after it, and nothing more is asked.
+    """
 
     def candidates(still: Sequence[Group], draw: int) -> list[Candidate]:
         found = []
@@ -113,11 +120,11 @@ def noise_responses(
             found.append(Candidate(View(name, images, {**provenance, "parent": {"name": "clean"}})))
         return found
 
-    return _worst_of(partial(_responses, policy, sampling, grader, max_rows), groups, candidates, config, name)
+    return _worst_of(answer, groups, candidates, config, name, takes_8bit=takes_8bit)
 
 
 def transfer_responses(
-    policy: Policy,
+    answer: Responses,
     surrogate: Policy,
     groups: Sequence[Group],
     config: AttackConfig,
@@ -128,16 +135,22 @@ def transfer_responses(
     name: str = "transfer",
     token_budget: int = 16384,
     max_rows: int = 256,
+    takes_8bit: bool = False,
 ) -> list[Attacked]:
-    """The same attack made on another model, which raises the loss of its own responses, and shown to this one.
+    """The same attack made on another model, which raises the loss of its own responses, and shown to the tested one.
 
-    Where the two see a picture at different sizes, the *change* is resized (bilinear, antialiased), added to this
+    Where the two see a picture at different sizes, the *change* is resized (bilinear, antialiased), added to the tested
     model's clean picture and projected into the budget: the attacked picture itself, resized, would differ from the
     clean one by more than the attack. Resizing averages, so such a transfer is weaker than one at equal sizes.
+
+    Args:
+        answer, takes_8bit: as for :func:`noise_responses`.
+        surrogate: the other model; ``grader`` and ``sampling`` are for its responses.
+
     Arguments otherwise as for :func:`attack_responses`; recorded losses are the surrogate's.
     """
-    answer = partial(_responses, surrogate, sampling, grader, max_rows)
-    loop = AttackLoop(surrogate, answer, config, sampling.temperature, token_budget, seed)
+    own_answer = responses_of(surrogate, sampling, grader, max_rows=max_rows)
+    loop = AttackLoop(surrogate, own_answer, config, sampling.temperature, token_budget, seed)
 
     def candidates(still: Sequence[Group], restart: int) -> list[Candidate]:
         own = [Group(g.problem, {"clean": surrogate.processor.clean_view(g.problem)}, ()) for g in still]
@@ -148,7 +161,7 @@ def transfer_responses(
             for end, theirs, ours in zip(ends, own, still, strict=True)
         ]
 
-    return _worst_of(partial(_responses, policy, sampling, grader, max_rows), groups, candidates, config, name)
+    return _worst_of(answer, groups, candidates, config, name, takes_8bit=takes_8bit)
 
 
 def control_names(config: AttackConfig, *, has_surrogate: bool) -> tuple[str, ...]:
@@ -168,25 +181,25 @@ def control_attacks(
     surrogate: Policy | None = None,
     token_budget: int = 16384,
     max_rows: int = 256,
-) -> dict[str, list[Attacked]]:
-    """What ``checks.check_attack`` compares an attack with, under ``control_names``. Arguments as for
-    :func:`attack_responses`."""
+) -> Iterator[tuple[str, list[Attacked]]]:
+    """What ``checks.check_attack`` compares an attack with, under ``control_names``; each is made as it is asked for.
+
+    Arguments as for :func:`attack_responses`.
+    """
     attack = partial(
         attack_responses, policy, groups, grader=grader, sampling=sampling,
         seed=seed, token_budget=token_budget, max_rows=max_rows,
     )  # fmt: skip
-    controls = {
-        "noise": noise_responses(policy, groups, config, grader, sampling, seed=seed, max_rows=max_rows),
-        "large_budget": attack(config=config.with_large_budget),
-    }
+    answer = responses_of(policy, sampling, grader, max_rows=max_rows)
+    yield "noise", noise_responses(answer, groups, config, seed=seed)
+    yield "large_budget", attack(config=config.with_large_budget)
     if config.num_steps > 1:
-        controls["fewer_steps"] = attack(config=replace(config, num_steps=max(1, config.num_steps // 4)))
+        yield "fewer_steps", attack(config=replace(config, num_steps=max(1, config.num_steps // 4)))
     if surrogate is not None:
-        controls["transfer"] = transfer_responses(
-            policy, surrogate, groups, config, grader, sampling,
+        yield "transfer", transfer_responses(
+            answer, surrogate, groups, config, grader, sampling,
             seed=seed, token_budget=token_budget, max_rows=max_rows,
         )  # fmt: skip
-    return controls
 
 
 def attack_summary(records: Sequence[AttackRecord], config: AttackConfig) -> dict[str, object]:
@@ -246,6 +259,8 @@ def _worst_of(
     candidates: Callable[[Sequence[Group], int], list[Candidate]],
     config: AttackConfig,
     name: str,
+    *,
+    takes_8bit: bool = False,
 ) -> list[Attacked]:
     """Try after try on the problems that are still right, before rounding or after; the worst try counts."""
     for group in groups:
@@ -264,7 +279,8 @@ def _worst_of(
             rounded_within(view, tally.clean.views["clean"], config.budget)
             for view, tally in zip(unrounded, still, strict=True)
         ]
-        graded = _both_answered(answer, [tally.clean.problem for tally in still], rounded, unrounded)
+        shown = rounded if takes_8bit else unrounded
+        graded = _both_answered(answer, [tally.clean.problem for tally in still], rounded, shown)
         for tally, candidate, *both in zip(still, found, *graded, strict=True):
             tally.take(number, candidate, *both)
     return [tally.result(name) for tally in tallies]
@@ -283,17 +299,6 @@ def _both_answered(
     again = answer([problems[n] for n in different], [unrounded[n] for n in different])
     fresh = dict(zip(different, again, strict=True))
     return on_rounded, [fresh.get(number, group) for number, group in enumerate(on_rounded)]
-
-
-def _responses(
-    policy: Policy,
-    sampling: SamplingConfig,
-    grader: Grader,
-    max_rows: int,
-    problems: Sequence[Problem],
-    views: Sequence[View],
-) -> list[Group]:
-    return respond(policy, problems, views, sampling, grader, max_rows=max_rows)
 
 
 def _carried(view: View, theirs: View, ours: View, budget: Budget) -> View:

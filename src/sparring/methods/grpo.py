@@ -26,15 +26,15 @@ our batches are small. DAPO's overlong shaping is not part of the setting: respo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from sparring.data.stream import ProblemStream
 from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, mean_entropies
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Problem
+from sparring.types import Metrics
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class GRPO(PolicyLearner[GRPOConfig]):
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
-        groups, metrics = collect(stream, self.sample_groups, self.config.batch, seed=derive_seed(self.seed, step))
+        make_groups = partial(self.graded_on_clean, num_samples=self.config.group_size)
+        groups, metrics = collect(stream, make_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         old = self.old_scores(groups, view="clean")
@@ -67,9 +68,3 @@ class GRPO(PolicyLearner[GRPOConfig]):
             reference_logprobs_T=self.reference_logprobs_T(groups, view="clean"),
         )
         return metrics if old is None else metrics | mean_entropies(old)
-
-    def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
-        """Graded groups sampled on the clean view."""
-        groups = self.clean_groups(problems)
-        groups = self.sampled(groups, seeds, view="clean", num_samples=self.config.group_size)
-        return self.grader.grade_groups(groups)

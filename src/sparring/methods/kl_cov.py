@@ -30,8 +30,9 @@ our batches are small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ from sparring.objective import importance_ratio_T, is_clipped_T
 from sparring.policy_loss import UNCLIPPED, PolicyLossConfig, policy_loss
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed, generator
-from sparring.types import Group, Metrics, Problem, Score
+from sparring.types import Metrics, Score
 from sparring.update import LossFunction, Minibatch, Tokens
 
 Selection = Literal["minibatch", "micro_batch"]
@@ -202,7 +203,8 @@ class Covariance(PolicyLearner[KLCovConfig | ClipCovConfig]):
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
         config = self.config
-        groups, metrics = collect(stream, self.sample_groups, config.batch, seed=derive_seed(self.seed, step))
+        make_groups = partial(self.graded_on_clean, num_samples=config.group_size)
+        groups, metrics = collect(stream, make_groups, config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         old = self.score(self.player.policy, groups, view="clean", with_entropy=True)
@@ -215,12 +217,6 @@ class Covariance(PolicyLearner[KLCovConfig | ClipCovConfig]):
             prepare=self._preparation(derive_seed(self.seed, step, "lot")),
         )
         return metrics | mean_entropies(old)
-
-    def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
-        """Graded groups sampled on the clean view."""
-        groups = self.clean_groups(problems)
-        groups = self.sampled(groups, seeds, view="clean", num_samples=self.config.group_size)
-        return self.grader.grade_groups(groups)
 
     def _preparation(self, seed: int) -> Callable[[Minibatch], Mapping[str, Tensor]]:
         """What finds the constants of each minibatch of a step that begins with the policy as it is now."""

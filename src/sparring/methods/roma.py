@@ -55,7 +55,7 @@ from sparring.perturb.corruptions import corrupt, parse_members
 from sparring.rollout.collect import collect
 from sparring.scoring import score, whole_in_one_pass
 from sparring.seeding import derive_seed, generator
-from sparring.types import Group, Metrics, Problem, Score, layout_of
+from sparring.types import Group, Metrics, Score, layout_of
 from sparring.update import Minibatch, Pass, Tokens
 
 CLEAN = "clean"
@@ -164,7 +164,8 @@ class ROMA(PolicyLearner[ROMAConfig]):
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of clean rollouts and the optimizer steps on it, regularised on degraded views."""
         config = self.config
-        groups, metrics = collect(stream, self.sample_groups, config.batch, seed=derive_seed(self.seed, step))
+        make_groups = partial(self.graded_on_clean, num_samples=config.group_size)
+        groups, metrics = collect(stream, make_groups, config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
         seeds = [derive_seed(self.seed, step, g.problem.id, place, "views") for place, g in enumerate(groups)]
@@ -180,11 +181,6 @@ class ROMA(PolicyLearner[ROMAConfig]):
         )
         metrics["roma/regularised"] = float(is_regularised_N(groups, config).float().mean())
         return metrics | ({} if old is None else mean_entropies(old))
-
-    def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
-        """Graded groups sampled on the clean view."""
-        groups = self.sampled(self.clean_groups(problems), seeds, view=CLEAN, num_samples=self.config.group_size)
-        return self.grader.grade_groups(groups)
 
     def with_views(self, group: Group, seed: int) -> Group:
         """The group with its K degraded views, if any of its rollouts is to be shown them."""

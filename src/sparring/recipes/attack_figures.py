@@ -12,7 +12,7 @@ from sparring.configs import to_dict
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
 from sparring.evaluation.checks import check_attack
-from sparring.evaluation.responses import is_right, respond
+from sparring.evaluation.responses import is_right, respond, responses_of
 from sparring.evaluation.whitebox import Attacked, attack_responses, attack_summary, noise_responses
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import corrupt
@@ -96,7 +96,7 @@ def _attacks(
         return attack_responses(policy, groups, setting, grader, config.sampling, seed=config.seed)
 
     def noise(setting: AttackConfig) -> list[Attacked]:
-        return noise_responses(policy, groups, setting, grader, config.sampling, seed=config.seed)
+        return noise_responses(responses_of(policy, config.sampling, grader), groups, setting, seed=config.seed)
 
     few = max(1, base.num_steps // 4)
     return {

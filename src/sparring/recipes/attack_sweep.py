@@ -25,7 +25,7 @@ from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Score, View, layout_of
+from sparring.types import Group, Metrics, Problem, Rollout, Score, View, layout_of
 
 RATIO_EDGES = (0.1, 0.5, 0.8, 1.0, 1.3, 2.0, 10.0)
 """Edges of the histogram of pi(y | clean) / pi(y | attacked) on tokens sampled on the attacked picture."""
@@ -94,17 +94,11 @@ def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] |
     with Grader() as grader:
 
         def measure(name: str, step_size: float, shown: Sequence[View]) -> list[Group]:
-            requests = [
-                SampleRequest(p, v, config.num_samples, derive_seed(config.seed, p.id, "sweep"))
-                for p, v in zip(chosen, shown, strict=True)
+            groups = [
+                Group(p, {CLEAN: clean, v.name: v}, r)
+                for p, clean, v, r in zip(chosen, views, shown, _sampled(policy, chosen, shown, config), strict=True)
             ]
-            drawn = sample(policy, requests, config.sampling, max_rows=256)
-            groups = grader.grade_groups(
-                [
-                    Group(p, {CLEAN: clean, v.name: v}, r)
-                    for p, clean, v, r in zip(chosen, views, shown, drawn, strict=True)
-                ]
-            )
+            groups = grader.grade_groups(groups)
             rows.append(SweepRow(name, step_size, _metrics(policy, groups, config)))
             if on_row is not None:
                 on_row(rows[-1])
@@ -124,6 +118,17 @@ def attack_sweep(config: AttackSweepConfig, on_row: Callable[[SweepRow], None] |
     if config.out is not None and distributed.is_main():
         config.out.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     return rows
+
+
+def _sampled(
+    policy: Policy, problems: Sequence[Problem], shown: Sequence[View], config: AttackSweepConfig
+) -> list[tuple[Rollout, ...]]:
+    """Responses to each problem's picture, drawn with the same random numbers whatever is shown."""
+    requests = [
+        SampleRequest(p, v, config.num_samples, derive_seed(config.seed, p.id, "sweep"))
+        for p, v in zip(problems, shown, strict=True)
+    ]
+    return sample(policy, requests, config.sampling, max_rows=256)
 
 
 def _metrics(policy: Policy, groups: Sequence[Group], config: AttackSweepConfig) -> Metrics:

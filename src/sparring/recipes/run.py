@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ from sparring.provenance import append_jsonl, environment, git_state, read_jsonl
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
-from sparring.trainer import CHECKPOINTS, OnStep, Trainer, TrainerConfig
+from sparring.trainer import CHECKPOINTS, Method, OnStep, Trainer, TrainerConfig
 from sparring.types import Metrics
 from sparring.update import OptimConfig, Player
 
@@ -116,60 +117,48 @@ class RunConfig:
         check_threads(self.threads)
 
 
-def _presets() -> dict[str, tuple[str, RunConfig]]:
-    grpo = GRPOConfig()
-    dapo = replace(
-        grpo,
-        batch=BatchConfig(dynamic_sampling=True),
-        loss=PolicyLossConfig(clip_high=0.28, dual_clip=None, kl_coefficient=0.0),
-    )
-    drgrpo = replace(
-        grpo,
-        loss=PolicyLossConfig(
-            advantage_scale="none", clip_high=0.2, dual_clip=None, aggregation="constant", kl_coefficient=0.0
-        ),
-    )
-    gspo = replace(
-        grpo,
-        loss=PolicyLossConfig(
-            ratio="sequence",
-            clip_low=3e-4,
-            clip_high=4e-4,
-            dual_clip=None,
-            aggregation="sequence_mean",
-            kl_coefficient=0.0,
-        ),
-    )
-    return {
-        "saei": ("SaEI (2512.10414): pictures attacked to raise the entropy of the model's own responses", RunConfig()),
-        "grpo": ("GRPO with EasyR1's defaults, on clean pictures", RunConfig(method=grpo)),
-        "dapo": ("GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)", RunConfig(method=dapo)),
-        "drgrpo": ("Dr.GRPO: no std, constant normaliser, no KL (2503.20783)", RunConfig(method=drgrpo)),
-        "gspo": ("GSPO: one importance ratio per response (2507.18071)", RunConfig(method=gspo)),
-        "noisyrollout": (
-            "NoisyRollout (2504.13055): half of each group answers a noisy picture, ever less noisy",
-            RunConfig(method=NoisyRolloutConfig()),
-        ),
-        "kl_cov": (
-            "KL-Cov (2505.22617): a penalty on the few tokens that cost most entropy",
-            RunConfig(method=KLCovConfig()),
-        ),
-        "clip_cov": (
-            "Clip-Cov (2505.22617): some of the tokens that cost most entropy give no gradient",
-            RunConfig(method=ClipCovConfig()),
-        ),
-        "rad": (
-            "GRPO on corrupted pictures throughout: the control for reward poisoning",
-            RunConfig(method=RADConfig()),
-        ),
-        "roma": (
-            "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
-            RunConfig(method=ROMAConfig()),
-        ),
-    }
+def _other_loss(batch: BatchConfig | None = None, **loss: Any) -> RunConfig:
+    """GRPO with another of its losses, none of which has a KL term or a second clip."""
+    config = PolicyLossConfig(dual_clip=None, kl_coefficient=0.0, **loss)
+    return RunConfig(method=GRPOConfig(batch=batch or BatchConfig(), loss=config))
 
 
-PRESETS: Mapping[str, tuple[str, RunConfig]] = _presets()
+PRESETS: Mapping[str, tuple[str, RunConfig]] = {
+    "saei": ("SaEI (2512.10414): pictures attacked to raise the entropy of the model's own responses", RunConfig()),
+    "grpo": ("GRPO with EasyR1's defaults, on clean pictures", RunConfig(method=GRPOConfig())),
+    "dapo": (
+        "GRPO with DAPO's clip-higher and dynamic sampling, no KL (2503.14476)",
+        _other_loss(BatchConfig(dynamic_sampling=True), clip_high=0.28),
+    ),
+    "drgrpo": (
+        "Dr.GRPO: no std, constant normaliser, no KL (2503.20783)",
+        _other_loss(advantage_scale="none", clip_high=0.2, aggregation="constant"),
+    ),
+    "gspo": (
+        "GSPO: one importance ratio per response (2507.18071)",
+        _other_loss(ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="sequence_mean"),
+    ),
+    "noisyrollout": (
+        "NoisyRollout (2504.13055): half of each group answers a noisy picture, ever less noisy",
+        RunConfig(method=NoisyRolloutConfig()),
+    ),
+    "kl_cov": (
+        "KL-Cov (2505.22617): a penalty on the few tokens that cost most entropy",
+        RunConfig(method=KLCovConfig()),
+    ),
+    "clip_cov": (
+        "Clip-Cov (2505.22617): some of the tokens that cost most entropy give no gradient",
+        RunConfig(method=ClipCovConfig()),
+    ),
+    "rad": (
+        "GRPO on corrupted pictures throughout: the control for reward poisoning",
+        RunConfig(method=RADConfig()),
+    ),
+    "roma": (
+        "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
+        RunConfig(method=ROMAConfig()),
+    ),
+}
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
 
 CONFIG, PROVENANCE, PROBE_SIZE, GALLERY_EXAMPLES = "config.json", "provenance.jsonl", 96, 3
@@ -253,14 +242,18 @@ class Run:
             attacks={t.name: to_dict(suite.attack_config(t)) for t in suite.threats if t.attack is not None},
         )
 
-    def show(self, outcomes: Sequence[Outcome]) -> None:
-        """A few examples of a test of the policy as it is, written into the folder's gallery."""
+    def show(self, outcomes: Sequence[Outcome], on_progress: Callable[[int, int], None] | None = None) -> None:
+        """A few examples of a test of the policy as it is, written into the folder's gallery.
+
+        Args:
+            on_progress: called with the number of examples that are done and that of all.
+        """
         config, suite = self.config, self._suite
         if CLEAN.name not in config.evaluation.threats:
             return
         source = open_source("scenes", config.evaluation.num_problems, config.data)
         chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
-        write_gallery(suite, source.problems, chosen, self.folder / GALLERY)
+        write_gallery(suite, source.problems, chosen, self.folder / GALLERY, on_progress)
 
     @property
     def model_folder(self) -> Path | str:
@@ -293,14 +286,26 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
     grader = Grader(config.reward)
+    method = _method(config, policy, grader)
+    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
+    validate = partial(_validate, config, policy, grader)
+    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        append_jsonl(folder / PROVENANCE, origin(config))
+        write_config(config, folder / CONFIG)
+    return Run(config, folder, policy, grader, trainer)
+
+
+def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
+    """The method with its player and, if it needs one, a copy of the policy as the reference; both sharded."""
     reference = policy.clone_frozen() if config.method.needs_reference else None
     for sharded in (policy, reference):
         if sharded is not None:
             sharded.shard()
-    player = Player("policy", policy, config.optim)
-    method = METHODS[type(config.method)](
+    return METHODS[type(config.method)](
         config.method,  # type: ignore[arg-type]
-        player,
+        Player("policy", policy, config.optim),
         reference,
         grader,
         config.sampling,
@@ -308,36 +313,24 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
         max_rows=256,
         num_steps=config.steps,
     )
-    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
-    validation = SceneProblems("validation", config.num_validation, config.data)
 
-    def validate() -> Metrics:
-        outcomes = evaluate(
-            policy,
-            validation,
-            replace(config.evaluation, num_problems=config.num_validation, threats=("clean",)),
-            config.sampling,
-            grader,
-            seed=0,
-        )
-        few = [validation[i] for i in range(min(PROBE_SIZE, len(validation)))]
-        sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
-        greedy = accuracy(outcomes).value
-        return {
-            "validation/accuracy": greedy,
-            "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
-            "validation/sampled_accuracy": sampled["accuracy"],
-            "validation/entropy": sampled["entropy"],
-            # Greedy accuracy alone is a noisy guide while a policy changes its style of reasoning.
-            "validation/score": (greedy + sampled["accuracy"]) / 2,
-        }
 
-    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), "model": fingerprint(config.model.path)})
-        write_config(config, folder / CONFIG)
-    return Run(config, folder, policy, grader, trainer)
+def _validate(config: RunConfig, policy: Policy, grader: Grader) -> Metrics:
+    """How the policy does on the validation problems: greedily on all, sampled on the first few."""
+    problems = SceneProblems("validation", config.num_validation, config.data)
+    setting = replace(config.evaluation, num_problems=config.num_validation, threats=("clean",))
+    outcomes = evaluate(policy, problems, setting, config.sampling, grader, seed=0)
+    few = [problems[i] for i in range(min(PROBE_SIZE, len(problems)))]
+    sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
+    greedy = accuracy(outcomes).value
+    return {
+        "validation/accuracy": greedy,
+        "validation/length": sum(outcome.length for outcome in outcomes) / len(outcomes),
+        "validation/sampled_accuracy": sampled["accuracy"],
+        "validation/entropy": sampled["entropy"],
+        # Greedy accuracy alone is a noisy guide while a policy changes its style of reasoning.
+        "validation/score": (greedy + sampled["accuracy"]) / 2,
+    }
 
 
 def surroundings(seed: int) -> dict[str, Any]:
@@ -351,11 +344,33 @@ def surroundings(seed: int) -> dict[str, Any]:
     }
 
 
-def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("steps", "trainer", "threads")) -> None:
+def origin(config: RunConfig) -> dict[str, Any]:
+    """What a start of a training run leaves in ``provenance.jsonl``."""
+    return {**surroundings(config.seed), "model": fingerprint(config.model.path)}
+
+
+def changed_since(folder: Path, model: str) -> str | None:
+    """Which of ``scenes`` and ``model`` is another one than at the first start in ``folder``; None if neither is.
+
+    Args:
+        model: the fingerprint of the model as it is now.
+    """
+    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
+    return next((name for name, now in (("scenes", GENERATION), ("model", model)) if first.get(name) != now), None)
+
+
+def check_resumable(
+    config: RunConfig,
+    folder: Path,
+    *,
+    free: Sequence[str] = ("steps", "trainer", "threads"),
+    model: str | None = None,
+) -> None:
     """ConfigError if ``folder`` holds a run of another configuration, model or generation of scenes.
 
     Args:
         free: settings that may differ, because they do not change the steps that were done.
+        model: the fingerprint of the model, if it was taken already: a large one takes a while to read.
     """
     saved = read_config(RunConfig, folder / CONFIG)
     mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
@@ -366,9 +381,8 @@ def check_resumable(config: RunConfig, folder: Path, *, free: Sequence[str] = ("
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
-    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
-    for name, now in (("scenes", GENERATION), ("model", fingerprint(config.model.path))):
-        if first.get(name) != now:
-            raise ConfigError(
-                f"{folder} was begun with another version of its {name}: finish it with that version, or start anew"
-            )
+    changed = changed_since(folder, model or fingerprint(config.model.path))
+    if changed:
+        raise ConfigError(
+            f"{folder} was begun with another version of its {changed}: finish it with that version, or start anew"
+        )

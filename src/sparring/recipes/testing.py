@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +164,19 @@ class Test:
     policy: Policy | None
     surrogate: Policy | None
 
-    def run(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
         """The card, which is also written into the folder with all outcomes; goes on with what is there.
 
         Args:
-            on_progress: called with the number of responses that are done and that of all.
+            on_progress: called with the stage, the number of things that are done in it and that of all: of
+                ``testing`` responses, of ``checking attacks`` problems under each control, of ``gallery`` examples.
         """
         config, folder = self.config, self.folder
+        report = on_progress or (lambda stage, num_done, total: None)
         with Grader(config.reward) as grader:
             suite = self._suite(grader)
             log = AttackLog(folder / ATTACKS)
-            outcomes = _run_suite(suite, self.source, folder / OUTCOMES, log, on_progress)
+            outcomes = _run_suite(suite, self.source, folder / OUTCOMES, log, partial(report, "testing"))
             checked = _first(self.source.problems, config.attack.num_checked)
             card = build_card(
                 [vars(outcome) for outcome in outcomes],
@@ -181,7 +184,7 @@ class Test:
                 about=self._about(suite.subject),
                 sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
                 attacks=log.summaries(suite),
-                checks=run_checks(suite, checked, outcomes, log),
+                checks=run_checks(suite, checked, outcomes, log, partial(report, "checking attacks")),
                 reference=self.reference,
             )
             if distributed.is_main():
@@ -189,7 +192,7 @@ class Test:
                 write_text(folder / CARD_MARKDOWN, card_markdown(card))
             if config.gallery:
                 chosen = choose(outcomes, suite.threats, config.gallery)
-                write_gallery(suite, self.source.problems, chosen, folder / GALLERY)
+                write_gallery(suite, self.source.problems, chosen, folder / GALLERY, partial(report, GALLERY))
         return card
 
     def _suite(self, grader: Grader) -> Suite:
@@ -253,7 +256,11 @@ def open_test(config: TestingConfig) -> Test:
     else:
         policy, model_print = load_policy(config.model), fingerprint(config.model.path)
     other = None if surrogate is None else load_policy(replace(config.model, path=surrogate))
-    begun_with = {"data": {"name": source.name, "fingerprint": source.fingerprint}, "model": model_print}
+    begun_with = {
+        "data": {"name": source.name, "fingerprint": source.fingerprint},
+        "model": model_print,
+        "surrogate": surrogate and fingerprint(surrogate),
+    }
     folder = distributed.from_main(lambda: _open_folder(config, begun_with))
     return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
 
@@ -263,13 +270,12 @@ def _first(problems: Sequence[Problem], num: int) -> list[Problem]:
 
 
 def _run_suite(
-    suite: Suite, source: Source, path: Path, log: AttackLog, on_progress: Callable[[int, int], None] | None
+    suite: Suite, source: Source, path: Path, log: AttackLog, report: Callable[[int, int], None]
 ) -> list[Outcome]:
     """All outcomes, those that are there included; each part is on the disk before the next begins."""
     outcomes = distributed.from_main(lambda: _recover(path, suite.num_samples))
     done = {(outcome.problem_id, outcome.threat) for outcome in outcomes}
     total = len(source.problems) * len(suite.threats) * suite.num_samples
-    report = on_progress or (lambda num_done, total: None)
     report(len(outcomes), total)
     for part in suite.run(source.problems, is_done=lambda problem, threat: (problem, threat) in done):
         # Before the outcomes: what has those is not attacked again.
@@ -308,7 +314,8 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
             )
         first = next(iter(read_jsonl(folder / PROVENANCE)), {})
         for name, now in begun_with.items():
-            if first.get(name) != now:
+            # Earlier versions did not write down the surrogate.
+            if first.get(name, now if name == "surrogate" else None) != now:
                 raise ConfigError(f"{folder} was begun with other {name}: finish it with that, or start anew")
     elif (folder / OUTCOMES).exists():
         raise ConfigError(f"{folder} holds outcomes without a {CONFIG}: choose another --out")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from sparring.report.grid import Cell, Grid, for_terminal
 from sparring.report.text import name_of, p_value
@@ -137,7 +138,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
         test = entry["mcnemar"]
         counts = ["", "", ""] if test is None else [str(test["only_a"]), str(test["only_b"]), p_value(test["p_holm"])]
         accuracies = [f"{100 * entry[side]['value']:.1f}" for side in ("a", "b")]
-        table.add_row(name, *accuracies, _change(entry["difference"]), *counts)
+        # A name is from a file that anyone may have written.
+        table.add_row(Text(name), *accuracies, _change(entry["difference"]), *counts)
     return table
 
 

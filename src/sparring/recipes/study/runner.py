@@ -1,7 +1,8 @@
 """Do the runs of a study that are missing, one after another, beside other processes that do the same.
 
-A folder holds ``study.json`` (what is compared, and the status of each run), ``test-before.jsonl``, one run folder per
-arm and seed with its ``test-after.jsonl``, and what is made of them: ``table.json``, ``table.md``, ``curves.json``.
+A folder holds ``study.json`` (what is compared, and the status of each run), ``test-before.jsonl`` and beside it in
+``provenance.jsonl`` the model that it tested, one run folder per arm and seed with its ``test-after.jsonl``, and what
+is made of them: ``table.json``, ``table.md``, ``curves.json``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from rich.console import Console
 
 from sparring.configs import ConfigError, from_dict
 from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, write_outcomes
+from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
-from sparring.provenance import read_jsonl, write_text
+from sparring.provenance import append_jsonl, read_jsonl, write_text
 from sparring.recipes.run import (
     CONFIG,
+    PROVENANCE,
     RunConfig,
+    changed_since,
     check_resumable,
     load_policy,
+    origin,
     prepare,
     use_threads,
 )
@@ -83,7 +88,7 @@ def run_study(
     work = _Work(chosen, options, _tasks(chosen, options), console or Console(), origin)
     runs = picked(chosen, options.only)
     mine = [task for task in work.tasks if task.arm is None or (task.arm, task.seed) in runs]
-    _check_folder(chosen, options.out, mine)
+    _check_folder(chosen, options.out, work.tasks)
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
         use_threads(options.threads)
@@ -127,10 +132,7 @@ def _tasks(study: Study, options: StudyOptions) -> list[Task]:
 
 def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
     """ConfigError if the folder holds results that were made otherwise: they could not stand in one table."""
-    for task in tasks:
-        if task.arm is not None and (task.folder / CONFIG).exists():
-            # Not even the number of steps may differ: all arms do equal work.
-            check_resumable(task.config, task.folder, free=("threads",))
+    _check_runs(tasks)
     path = out / RECORD
     if not path.exists():
         return
@@ -153,6 +155,35 @@ def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
             raise ConfigError(f"{path} was tested with another evaluation of {arm.name}: take that, or another --out")
 
 
+def _check_runs(tasks: Sequence[Task]) -> None:
+    """ConfigError for the first run, or the test before them, of other settings or another model."""
+    # All start from one model, and a large one takes a while to read.
+    model = cache(lambda: fingerprint(tasks[0].config.model.path))
+    for task in tasks:
+        if task.arm is not None and (task.folder / CONFIG).exists():
+            # Not even the number of steps may differ: all arms do equal work.
+            check_resumable(task.config, task.folder, free=("threads",), model=model())
+    for task in tasks:
+        if task.arm is None and task.test.exists() and (task.folder / PROVENANCE).exists():
+            changed = changed_since(task.folder, model())
+            if changed:
+                raise ConfigError(
+                    f"{task.test} was made with another version of its {changed}: put that back, delete the file, "
+                    "which is made anew, or take another --out"
+                )
+
+
+def _note_origin(task: Task) -> None:
+    """Write down what the test before is about to be made with, or continued."""
+    path = task.folder / PROVENANCE
+    if not task.test.exists():
+        path.unlink(missing_ok=True)
+    elif not path.exists():
+        # Of a version that did not write it down: what the test was begun with stays unknown.
+        return
+    append_jsonl(path, origin(task.config))
+
+
 @dataclass(frozen=True, eq=False)
 class _Work:
     """A study being done by this process."""
@@ -165,7 +196,7 @@ class _Work:
     """The command that makes the study, as far as it is known."""
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text, highlight=False)
 
     def missing(self, task: Task) -> list[Condition]:
         """Conditions that a task was not yet tested under."""
@@ -232,7 +263,9 @@ class _Work:
         """Train to the last step, and test under the conditions that were not tested yet."""
         if task.arm is None:
             with Grader(task.config.reward) as grader:
-                self._test(task, load_policy(task.config.model), grader)
+                policy = load_policy(task.config.model)
+                _note_origin(task)
+                self._test(task, policy, grader)
             return
         progress = TrainingProgress(self.console, task.config.steps)
 
