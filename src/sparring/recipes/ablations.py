@@ -70,7 +70,7 @@ ROMA_WEIGHTS = Study(
     arms=(
         Arm("grpo", "grpo"),
         *(_weights("k3", kl, auxiliary) for kl in (0.1, 0.3) for auxiliary in (0.0, 0.3, 1.0)),
-        *(_weights("exact", kl, auxiliary) for kl in (0.1, 0.3, 1.0) for auxiliary in (0.0, 0.3, 1.0)),
+        *(_weights("exact", kl, auxiliary) for kl in (0.03, 0.1, 0.3) for auxiliary in (0.0, 0.1, 0.3)),
     ),
     # Nothing is chosen by the problems, or the seeds, that the headline is measured with.
     conditions=tuple(
