@@ -74,8 +74,9 @@ class ROMAConfig(LearnerConfig):
     corruptions: tuple[str, ...] = ("roma-seen",)
     """What degrades them: sets of corruptions, or single ones with a severity or a range, as `fog:2` or `fog:1-3`. The
     paper's list is unknown; ours mirrors its abstract."""
-    invariance_coefficient: float = 0.1
-    """Weight of the KL term, lambda_KL >= 0. Ours: DrAC's weight; the paper's is unknown."""
+    invariance_coefficient: float = 0.03
+    """Weight of the KL term, lambda_KL >= 0. Ours, by `sparring study roma-weights`; the paper's is unknown, DrAC's
+    is 0.1."""
     divergence: Literal["k3", "exact"] = "k3"
     """One-sample estimate of the KL from clean to view at the sampled token, or the KL over the whole vocabulary."""
     over_views: Literal["max", "mean"] = "max"
@@ -85,7 +86,8 @@ class ROMAConfig(LearnerConfig):
     correct_only: bool = True
     """Both terms on right answers only; else on all responses."""
     auxiliary_coefficient: float = 0.1
-    """Weight of the policy gradient on a degraded view, lambda_aux >= 0. Ours; the paper's is unknown."""
+    """Weight of the policy gradient on a degraded view, lambda_aux >= 0. Ours, by the same sweep; the paper's is
+    unknown."""
     auxiliary: Literal["plain", "clipped"] = "plain"
     """That term is -A log p on the view, or PPO's clipped surrogate of its ratio to the clean old log-prob."""
     normaliser: Literal["regularised", "all"] = "regularised"
