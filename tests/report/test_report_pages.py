@@ -202,6 +202,21 @@ def test_a_study(tmp_path: Path) -> None:
     assert any("grpo: 0.51 at step 1, 0.54 at step 4" in (value or "") for _, value in page.attributes)
 
 
+def test_many_methods_of_a_study_stand_below_one_another(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "s")
+    record, table = (json.loads((study / name).read_text()) for name in ("study.json", "table.json"))
+    for number in range(7):
+        name = f"arm-{number}"
+        record["arms"][name], table["cells"][name], table["seeds"][name] = {}, table["cells"]["saei"], [0]
+        table["methods"].append(name)
+    write_json(study / "study.json", record)
+    write_json(study / "table.json", table)
+    page = Page(write_report(study))
+    assert "method clean blank before 50.0 ± 1.0 48.0–52.0 30.0" in page.text
+    assert "arm-6 1 seed 65.0 ± 1.0 63.0–67.0 30.0" in page.text
+    assert "methods 10 seeds" in page.text
+
+
 def test_a_study_without_a_finished_run_has_no_curves(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     for name in ("table.json", "curves.json"):

@@ -108,11 +108,19 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
     )
 
 
+MOST_LISTED = 8
+"""Names of methods at the top of a page; of more it says how many there are."""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MOST_LISTED else str(len(names))
+
+
 def study_heading(found: StudyFolder) -> Heading:
     """Of a study."""
     some = found.run
     facts = [
-        ("methods", ", ".join(name_of(arm) for arm in found.study.get("arms", ()))),
+        ("methods", _listed([name_of(arm) for arm in found.study.get("arms", ())])),
         ("seeds", ", ".join(name_of(seed) for seed in found.study.get("seeds", ()))),
         ("steps of each run", name_of(found.study.get("steps"))),
         ("test problems", name_of(found.study.get("num_test"))),
