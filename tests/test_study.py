@@ -414,6 +414,7 @@ def test_the_page_of_a_study_tells_the_command_that_makes_it_again(
     assert main([*shlex.split(command)[1:], "--table"]) == 0
     made, again = record(tmp_path / "x y"), record(tmp_path / "x y-again")
     assert made == again and list(again["arms"]) == ["b", "dapo"] and again["num_test"] == 7
+    assert again["test_seed"] == 0
 
 
 def launch(model: Path, out: Path) -> subprocess.Popen[str]:

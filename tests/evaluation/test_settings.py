@@ -70,6 +70,17 @@ def test_settings_of_a_run() -> None:
     assert settings_of("noisy", {"seed": 7}, config)["seed"] == 7
 
 
+def test_runs_on_scenes_that_were_drawn_otherwise() -> None:
+    larger = replace(RUN, data=replace(RUN.data, canvas=192, families=("counting",), num_train=10))
+    configs, answered, card = [to_dict(RUN), to_dict(larger)], outcomes("clean", "noisy"), {"seed": 7}
+    assert apart(*(Tested("run", answered, card=card, config=config) for config in configs)) == [
+        ("canvas of the scenes", 96, 192, ["clean", "noisy"]),
+        ("families of the scenes", "counting, relation, attribute", "counting", ["clean", "noisy"]),
+    ]
+    # Runs of a study are tested on the study's scenes.
+    assert apart(*(Tested("run", answered, config=config) for config in configs)) == []
+
+
 def test_what_was_done_stands_in_the_card() -> None:
     card = {
         "decoding": {"mode": "sampled", "num_samples": 2, "temperature": 0.5, "max_new_tokens": 9},

@@ -21,6 +21,8 @@ _ATTACK = {
     "momentum": "attack momentum",
 }
 """Name in files -> in words."""
+_SCENES = ("easiest", "hardest", "grain", "canvas", "families", "seed")
+"""What the scenes of a test depend on."""
 
 
 def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any])
         card, config: of the folder, empty where it has none.
     """
     head = threat.partition(":")[0].rpartition("/")[2]
-    found = _decoding(card, config)
+    found = _decoding(card, config) | _scenes(card, config)
     if head == "noisy":
         found["standard deviation of the noise"] = _part(config, "evaluation", "strength").get("noise_sigma")
     if head in ATTACKS:
@@ -54,6 +56,14 @@ def _decoding(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
     if "max_new_tokens" in config:
         return {"temperature": config.get("temperature") or "greedy", "longest response": config["max_new_tokens"]}
     return {}
+
+
+def _scenes(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the scenes of the test around a training run were drawn. A run of a study is tested on the study's, which
+    its folder does not tell, and has no card; the cards of evaluations have a fingerprint for this."""
+    drawn = _part(config, "data") if "evaluation" in config and card else {}
+    found = {f"{name} of the scenes": drawn.get(name) for name in _SCENES}
+    return {name: ", ".join(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _attack(threat: str, head: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

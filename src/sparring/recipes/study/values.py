@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.configs import ConfigError, from_dict, nearest, to_dict
 from sparring.recipes.run import PRESETS, RunConfig, check_threads
-from sparring.recipes.study.conditions import Condition
+from sparring.recipes.study.conditions import SEED, Condition
 
 CURVES = (
     "validation/accuracy",
@@ -150,6 +150,7 @@ class Study:
             "seeds": list(self.seeds),
             "steps": self.steps,
             "num_test": self.num_test,
+            "test_seed": SEED,
             "conditions": [to_dict(condition) for condition in self.conditions],
             "arms": {arm.name: {"preset": arm.preset, "config": to_dict(self.config(arm))} for arm in self.arms},
         }
