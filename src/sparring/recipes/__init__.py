@@ -11,7 +11,14 @@ from sparring.recipes.study import Study
 
 STUDIES: Mapping[str, Study] = {
     study.name: study
-    for study in (robustness.STUDY, ablations.SAEI, ablations.ROMA, ablations.ROMA_WEIGHTS, saei_vs_grpo.STUDY)
+    for study in (
+        robustness.STUDY,
+        ablations.SAEI,
+        ablations.ROMA,
+        ablations.ROMA_WEIGHTS,
+        ablations.ROMA_SETTLED,
+        saei_vs_grpo.STUDY,
+    )
 }
 """Methods x seeds by name: what `sparring study NAME` runs."""
 

@@ -1,4 +1,5 @@
-"""What of SaEI and of ROMA does the work: each with one part changed at a time, beside GRPO; and ROMA's two weights."""
+"""What of SaEI and of ROMA does the work: each with one part changed at a time, beside GRPO; ROMA's two weights, and
+ROMA where the policy no longer changes its way of reasoning."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -87,3 +88,22 @@ ROMA_WEIGHTS = Study(
     num_test=300,
     shared=SHARED,
 )
+
+ROMA_SETTLED = Study(
+    name="roma-settled",
+    description="ROMA beside GRPO, both from a policy that GRPO has trained; make it first, see docs/methods/roma.md",
+    arms=(
+        Arm("grpo", "grpo"),
+        _arm("roma", "roma"),
+        _arm("roma-0_1", "roma", invariance_coefficient=0.1),
+        _arm("roma-0_3", "roma", invariance_coefficient=0.3),
+        _arm("rad", "rad", corruptions=["roma-seen"]),
+    ),
+    conditions=ROMA.conditions,
+    seeds=(0, 1),
+    steps=60,
+    num_test=300,
+    shared={**SHARED, "model": {"path": "runs/settled/checkpoints/step-000100/policy"}},
+)
+"""The bundled model's first gain is that it stops glancing, whatever it is trained with; after that there is room for
+robustness alone."""
