@@ -21,8 +21,6 @@ _ATTACK = {
     "momentum": "attack momentum",
 }
 """Name in files -> in words."""
-_SCENES = ("easiest", "hardest", "grain", "canvas", "families", "seed")
-"""What the scenes of a test depend on."""
 
 
 def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +60,8 @@ def _scenes(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     """How the scenes of the test around a training run were drawn. A run of a study is tested on the study's, which
     its folder does not tell, and has no card; the cards of evaluations have a fingerprint for this."""
     drawn = _part(config, "data") if "evaluation" in config and card else {}
-    found = {f"{name} of the scenes": drawn.get(name) for name in _SCENES}
-    return {name: ", ".join(value) if isinstance(value, list) else value for name, value in found.items()}
+    drawn.pop("num_train", None)
+    return {f"{name} of the scenes": ", ".join(v) if isinstance(v, list) else v for name, v in drawn.items()}
 
 
 def _attack(threat: str, head: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
