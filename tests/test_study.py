@@ -321,6 +321,13 @@ def test_a_wrong_study_is_refused_by_name(study: Study, changes: dict[str, Any],
         replace(study, **changes)
 
 
+def test_a_model_that_is_not_there_is_said_once(study: Study, tmp_path: Path) -> None:
+    missing = replace(study, shared={**study.shared, "model": {"path": str(tmp_path / "none")}})
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
+        run_study(missing, replace(missing.options(), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_condition_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="condition x: threats: unknown threat 'fogg'; did you mean fog"):
         Condition("x", ("fogg",))

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from sparring.configs import ConfigError, from_dict
 from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, write_outcomes
-from sparring.models.families import fingerprint
+from sparring.models.families import bundled_path, family_of, fingerprint
 from sparring.models.policy import Policy
 from sparring.provenance import append_jsonl, read_jsonl, write_text
 from sparring.recipes.run import (
@@ -81,7 +81,8 @@ def run_study(
         recipe: what ``sparring study`` was given for the study, a name or a file; it is recorded with the options, so
             that others can do the same.
 
-    Raises ConfigError if the folder holds results of other settings, KeyboardInterrupt after Ctrl-C.
+    Raises ConfigError if the folder holds results of other settings, FileNotFoundError or UserError if the model that
+    all start from cannot be one, KeyboardInterrupt after Ctrl-C.
     """
     chosen = study.chosen(options)
     origin = {} if recipe is None else {"recipe": recipe, "options": study.arguments(options)}
@@ -89,6 +90,10 @@ def run_study(
     runs = picked(chosen, options.only)
     mine = [task for task in work.tasks if task.arm is None or (task.arm, task.seed) in runs]
     _check_folder(chosen, options.out, work.tasks)
+    if not options.table:
+        # Said once, before there is a folder, not for each run.
+        path = work.tasks[0].config.model.path
+        family_of(bundled_path() if path == "bundled" else Path(path))
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
         use_threads(options.threads)
