@@ -13,12 +13,14 @@ def _arm(name: str, preset: str, **changes: Any) -> Arm:
     return Arm(name, preset, {"method": {"name": preset, **changes}} if changes else {})
 
 
-def _study(name: str, description: str, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> Study:
+def _study(
+    name: str, description: str, labels: tuple[str, ...], arms: Mapping[str, tuple[str, dict[str, Any]]]
+) -> Study:
     return Study(
         name=name,
         description=description,
         arms=tuple(_arm(arm, preset, **changes) for arm, (preset, changes) in arms.items()),
-        conditions=tuple(c for c in CONDITIONS if c.label in ("clean", "seen", "unseen", "attacked", "blank")),
+        conditions=tuple(condition for condition in CONDITIONS if condition.label in labels),
         seeds=(0, 1),
         steps=60,
         num_test=300,
@@ -29,6 +31,7 @@ def _study(name: str, description: str, arms: Mapping[str, tuple[str, dict[str, 
 SAEI = _study(
     "saei-ablations",
     "SaEI's token groups, attack steps, group size, and random signs in place of its attack",
+    ("clean", "seen", "attacked", "blank"),
     {
         "grpo": ("grpo", {}),
         "saei": ("saei", {}),
@@ -46,6 +49,7 @@ SAEI = _study(
 ROMA = _study(
     "roma-ablations",
     "ROMA without its KL term, auxiliary term or gate, with the mean over views, and rollouts on degraded pictures",
+    ("clean", "seen", "unseen", "attacked", "blank"),
     {
         "grpo": ("grpo", {}),
         "roma": ("roma", {}),
