@@ -118,11 +118,15 @@ class JsonlProblems(Sequence[Problem]):
             raise UserError(f"{self.path}: no problem that can be used ({len(self.bad)} bad rows{first})")
         self.fingerprint = digest.hexdigest()
         """Hash of the rows that are used and of their picture files."""
-        self._responses = {row.problem.id: row.responses for row in self._rows}
+        self._indices = {row.problem.id: index for index, row in enumerate(self._rows)}
+
+    def index_of(self, problem_id: str) -> int | None:
+        """Where a problem stands; None for an id that is none of its problems'."""
+        return self._indices.get(problem_id)
 
     def responses(self, problem_id: str) -> tuple[str, ...]:
-        """The responses to a problem of this file, in the order of its row; KeyError if it is none."""
-        return self._responses[problem_id]
+        """The responses to a problem of this file, in the order of its row; KeyError for an id that is none of them."""
+        return self._rows[self._indices[problem_id]].responses
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,7 +1,7 @@
 """Pairs of a problem and responses to it, which supervised training imitates.
 
-They come from a file of problems with responses in it, from the generator of scenes with its own reasoning, or from a
-folder of teachers' responses to either. What is tested and validated on is no part of what is trained on.
+They come from a file of problems with responses in it, from the generator of scenes with its own reasoning, or from
+teachers' responses to either.
 """
 
 from __future__ import annotations
@@ -9,24 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sparring.configs import to_dict
 from sparring.data.jsonl import JsonlProblems, OnBad
 from sparring.data.scenes import SceneConfig, SceneProblems
-from sparring.data.scenes.reasoning import STYLE_SHARES, Style, respond
+from sparring.data.scenes.dataset import Split
+from sparring.data.scenes.reasoning import Style, respond
 from sparring.data.sources import Source, open_source
 from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
 from sparring.seeding import derive_seed, generator
 from sparring.types import FinishReason, Problem
-
-SCENE_RESPONSES = 8
-"""Responses that the generator has to each of its problems."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +37,15 @@ class Target:
 
 
 Targets = Callable[[Problem], Sequence[Target]]
-"""All responses to a problem that there are, always the same."""
+"""All responses that there are to a problem, always the same ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Problems, their responses, and what tells both from others."""
+    """Problems and their responses; the fingerprint of ``source`` tells both from others."""
 
     source: Source
     targets: Targets
-
-
-@dataclass(frozen=True, eq=False)
-class PairSplits:
-    """What is trained on, what chooses the best step, and what the model is tested on; no problem is in two of them."""
-
-    train: Pairs
-    validation: Pairs
-    test: Source
 
 
 class Selection(Sequence[Problem]):
@@ -73,73 +61,75 @@ class Selection(Sequence[Problem]):
         return self._problems[self._indices[index]]
 
 
-@dataclass(frozen=True, eq=False)
-class SceneTargets:
-    """The generator's own reasoning about its problems.
+def scene_pairs(split: Split, num_problems: int, scenes: SceneConfig, style: Style | None, num_responses: int) -> Pairs:
+    """Problems of a split of scenes with the generator's own reasoning.
 
     Args:
-        problems: those of one split.
-        style: the style of all responses; None draws each from the shares that the bundled model was taught with.
-        num_responses: to each problem.
+        style: of all responses; None draws each from the shares that the bundled model was taught with.
+        num_responses: to each problem, >= 1, in varied wording.
     """
+    source = open_source(f"scenes:{split}", num_problems, scenes)
+    problems = SceneProblems(split, num_problems, scenes)
 
-    problems: SceneProblems
-    style: Style | None
-    num_responses: int
+    def targets(problem: Problem) -> list[Target]:
+        index = problems.index_of(problem.id)
+        if index is None:
+            raise KeyError(f"problem {problem.id!r} is none of scenes:{split}")
+        scene, question = problems.asked(index)
+        seeds = [derive_seed(scenes.seed, "reasoning", problem.id, number) for number in range(num_responses)]
+        return [Target(respond(scene, question, np.random.default_rng(seed), style)) for seed in seeds]
 
-    def __call__(self, problem: Problem) -> tuple[Target, ...]:
-        scene, question = self.problems.asked(self.problems.index_of(problem.id))
-        seeds = (derive_seed(self.problems.config.seed, "reasoning", problem.id, n) for n in range(self.num_responses))
-        return tuple(Target(respond(scene, question, np.random.default_rng(seed), self.style)) for seed in seeds)
+    return Pairs(_part(source, problems, "reasoning", style, num_responses), targets)
 
 
-def open_pairs(
-    data: str,
-    scenes: SceneConfig,
-    *,
-    style: Style | None = None,
-    teachers: TeacherResponses | None = None,
-    test: str | None = None,
-    num_validation: int,
-    num_test: int,
-    num_responses: int = 1,
-    on_bad: OnBad = "stop",
-    seed: int,
-) -> PairSplits:
-    """The pairs that ``data`` means, in three parts.
+def file_pairs(path: str, *, on_bad: OnBad = "stop") -> Pairs:
+    """Problems of a file with the responses in its rows; raises as ``JsonlProblems`` does."""
+    # A response may name the letter of an option, so options stay where they are.
+    problems = JsonlProblems(path, on_bad=on_bad, shuffle_options=False, needs_responses=True)
+    source = Source(Path(path).name, problems, problems.fingerprint, tuple(problems.bad))
+    return Pairs(source, lambda problem: [Target(text) for text in problems.responses(problem.id)])
 
-    Of scenes the parts are their splits. Of a file, and of problems that teachers answered, validation and test are
-    drawn by ``seed`` from its problems and held out of training.
 
-    Args:
-        data: ``scenes``, or the path of a ``.jsonl`` file.
-        scenes: how scenes are drawn.
-        style: of the generator's reasoning, see ``SceneTargets``; for scenes without teachers only.
-        teachers: whose responses to take instead of the generator's, or of the file's own.
-        test: the problems of the test, as ``open_source`` takes them; None for those above.
-        num_validation, num_test: problems of these parts, >= 1; of a test that is named, at most.
-        num_responses: responses that a step will ask for, >= 1; the generator has at least so many.
+def teacher_pairs(problems: JsonlProblems | SceneProblems, source: Source, teachers: TeacherResponses) -> Pairs:
+    """Those of ``problems`` that a teacher answered, with what all of them said, teacher by teacher.
 
-    Raises UserError for data that cannot be used, too few problems, or a problem that a teacher has not answered.
+    Raises UserError if no problem was answered; and later, when its responses are asked for, for a problem of which
+    teachers saw another version.
     """
-    if data != "scenes":
-        if not data.endswith(".jsonl"):
-            raise UserError(f"data {data!r}: give scenes, or the path of a .jsonl file with responses")
-        if not Path(data).is_file():
-            raise UserError(f"data: no such file: {data}")
-        # A response may name the letter of an option, so options stay as they are. Teachers saw them shuffled.
-        is_own = teachers is None
-        file = JsonlProblems(data, on_bad=on_bad, shuffle_options=not is_own, needs_responses=is_own)
-        source = Source(Path(data).name, file, file.fingerprint, tuple(file.bad))
-        targets = _of_teachers(teachers) if teachers else _of_file(file)
-        return _held_out(Pairs(source, targets), teachers, _named_test(test, num_test, scenes), num_validation, num_test, seed)
-    tested = _named_test(test or "scenes:test", num_test, scenes)
-    if teachers is not None:
-        source = open_source("scenes:train", scenes.num_train, scenes)
-        return _held_out(Pairs(source, _of_teachers(teachers)), teachers, tested, num_validation, num_test, seed)
-    num = max(SCENE_RESPONSES, num_responses)
-    train, validation = (
-        _scene_pairs(split, size, scenes, style, num)
-        for split, size in (("scenes:train", scenes.num_train), ("scenes:validation", num_validation))
-    )
-    return PairSplits(train, validation, tested)
+    indices = [i for name in teachers.problem_ids if (i := problems.index_of(name)) is not None]
+    if not indices:
+        raise UserError(
+            f"{teachers.folder} holds no response to a problem of {source.name}: name the data that teachers were asked"
+        )
+
+    def targets(problem: Problem) -> list[Target]:
+        return [Target(said.text, said.finish_reason) for by_one in teachers.of(problem).values() for said in by_one]
+
+    return Pairs(_part(source, Selection(problems, sorted(indices)), "teachers", teachers.fingerprint), targets)
+
+
+def hold_out(pairs: Pairs, sizes: Sequence[int], seed: int) -> list[Pairs]:
+    """Parts of these sizes, drawn by ``seed``, and behind them what is left for training.
+
+    Raises UserError if nothing is left.
+    """
+    problems = pairs.source.problems
+    if len(problems) <= sum(sizes):
+        raise UserError(
+            f"{pairs.source.name} has {len(problems)} problems with responses, and {' + '.join(map(str, sizes))} are to "
+            "be held out for validation and test: lower --num-validation or --evaluation.num-problems, or name the "
+            "problems of the test with --test"
+        )
+    order = torch.randperm(len(problems), generator=generator(derive_seed(seed, "held out"))).tolist()
+    ends = np.cumsum([0, *sizes]).tolist() + [len(problems)]
+    parts = [order[low:high] for low, high in zip(ends, ends[1:], strict=False)]
+    return [
+        Pairs(_part(pairs.source, Selection(problems, part), "part", seed, *sizes, number), pairs.targets)
+        for number, part in enumerate(parts)
+    ]
+
+
+def _part(source: Source, problems: Sequence[Problem], *what: object) -> Source:
+    """A source of other problems, or with other responses, that ``what`` makes of this one."""
+    fingerprint = hashlib.sha256(json.dumps([source.fingerprint, *what]).encode()).hexdigest()
+    return Source(source.name, problems, fingerprint, source.bad)

@@ -209,6 +209,11 @@ class TeacherResponses:
             raise UserError(f"teacher {silent[0]!r} in {self.folder} has no responses: ask it with sparring data teach")
 
     @property
+    def problem_ids(self) -> frozenset[str]:
+        """Ids of all problems that one of the teachers has a response to."""
+        return frozenset(problem_id for texts in self._texts.values() for problem_id in texts)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over all that a student gets, whatever the order in which it came."""
         digest = hashlib.sha256()

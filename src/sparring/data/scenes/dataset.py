@@ -96,11 +96,11 @@ class SceneProblems(Sequence[Problem]):
     def _id_prefix(self) -> str:
         return f"scenes-{self.config.seed}-{self.split}-"
 
-    def index_of(self, problem_id: str) -> int:
-        """Where a problem of this split stands; KeyError for an id that is none of its problems'."""
+    def index_of(self, problem_id: str) -> int | None:
+        """Where a problem of this split stands; None for an id that is none of its problems'."""
         number = problem_id.removeprefix(self._id_prefix)
-        if f"{self._id_prefix}{number}" != problem_id or not number.isdecimal() or int(number) >= self.num_problems:
-            raise KeyError(f"{problem_id!r} is none of the {self.num_problems} problems of {self._id_prefix}0 ...")
+        if not number.isdecimal() or problem_id != f"{self._id_prefix}{int(number)}" or int(number) >= len(self):
+            return None
         return int(number)
 
     def asked(self, index: int) -> tuple[Scene, Question]:
