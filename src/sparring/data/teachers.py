@@ -137,7 +137,7 @@ class TeacherFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         calls = [*self.about.get("calls", []), call]
         self.about = {"format": FORMAT, "name": self.name, "settings": given, "calls": calls}
-        self._write_about()
+        self.write_summary()
 
     def add(self, responses: Sequence[ResponseRecord], failures: Sequence[FailureRecord] = ()) -> None:
         """Append what came; it is on the disk when this returns."""
@@ -147,7 +147,11 @@ class TeacherFolder:
             append_jsonl(self.folder / FAILURES, *map(vars, failures), is_synced=True)
         self.responses += responses
         self.failures += failures
-        self._write_about()
+
+    def write_summary(self) -> None:
+        """Bring counts and cost in ``teacher.json`` up to date: at the end of a call, for it reads all lines."""
+        about = {**self.about, "summary": self.summary()}
+        write_text(self.folder / TEACHER, json.dumps(about, indent=2, allow_nan=False) + "\n")
 
     def summary(self) -> dict[str, Any]:
         """Counts and cost of all that was asked; see ``docs/teachers.md``. Shares are None where nothing came."""
@@ -165,7 +169,7 @@ class TeacherFolder:
             "num_missing": len(self.missing()),
             "num_prompt_tokens": sum(record.num_prompt_tokens for record in self.responses),
             "num_tokens": sum(record.num_tokens for record in self.responses),
-            "seconds": sum(record.seconds for record in (*self.responses, *self.failures)),
+            "seconds": sum(r.seconds for r in self.responses) + sum(r.seconds for r in self.failures),
         }
 
     def missing(self) -> dict[tuple[str, int], FailureRecord]:
@@ -173,10 +177,6 @@ class TeacherFolder:
         came = {(record.problem_id, record.number) for record in self.responses}
         failed = {(record.problem_id, record.number): record for record in self.failures}
         return {key: record for key, record in failed.items() if key not in came}
-
-    def _write_about(self) -> None:
-        about = {**self.about, "summary": self.summary()}
-        write_text(self.folder / TEACHER, json.dumps(about, indent=2, allow_nan=False) + "\n")
 
 
 class TeacherResponses:
@@ -232,8 +232,8 @@ class TeacherResponses:
         for name in self.teachers:
             if self._asked[name].get(problem.id, asked) != asked:
                 raise UserError(
-                    f"teacher {name!r} in {self.folder} was asked another problem under the id {problem.id!r} (question "
-                    "or pictures differ): the cache is of other data; make one with sparring data teach --data"
+                    f"teacher {name!r} in {self.folder} was asked another problem under the id {problem.id!r} (its "
+                    "question or pictures differ): the cache is of other data; make one with sparring data teach --data"
                 )
         return {name: self._texts[name].get(problem.id, ()) for name in self.teachers}
 
@@ -301,8 +301,11 @@ def _check_responses(path: Path, records: Sequence[ResponseRecord]) -> None:
                 f"{path}, lines {seen[key]} and {line}: both are number {record.number} of {record.problem_id!r}; "
                 "remove one"
             )
-        if record.finish_reason not in get_args(FinishReason):
-            raise UserError(f"{path}, line {line}: finish_reason is {record.finish_reason!r}; remove the line")
+        if not isinstance(record.text, str | None) or record.finish_reason not in get_args(FinishReason):
+            raise UserError(
+                f"{path}, line {line}: text {str(record.text)[:40]!r} with finish_reason {record.finish_reason!r} is no "
+                "response; remove the line, and ask the teacher again"
+            )
         if asked.setdefault(record.problem_id, record.asked) != record.asked:
             raise UserError(f"{path}, line {line}: another problem under the id {record.problem_id!r}; remove the line")
         seen[key] = line
