@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +117,13 @@ def hold_out(pairs: Pairs, sizes: Sequence[int], seed: int) -> list[Pairs]:
     problems = pairs.source.problems
     if len(problems) <= sum(sizes):
         raise UserError(
-            f"{pairs.source.name} has {len(problems)} problems with responses, and {' + '.join(map(str, sizes))} are to "
-            "be held out for validation and test: lower --num-validation or --evaluation.num-problems, or name the "
-            "problems of the test with --test"
+            f"{pairs.source.name} has {len(problems)} problems with responses, of which {' + '.join(map(str, sizes))} "
+            "are to be held out of training for validation and test: lower --num-validation or "
+            "--evaluation.num-problems, or name the problems of the test with --test"
         )
     order = torch.randperm(len(problems), generator=generator(derive_seed(seed, "held out"))).tolist()
-    ends = np.cumsum([0, *sizes]).tolist() + [len(problems)]
-    parts = [order[low:high] for low, high in zip(ends, ends[1:], strict=False)]
+    bounds = [*accumulate(sizes, initial=0), len(problems)]
+    parts = [order[low:high] for low, high in pairwise(bounds)]
     return [
         Pairs(_part(pairs.source, Selection(problems, part), "part", seed, *sizes, number), pairs.targets)
         for number, part in enumerate(parts)

@@ -115,8 +115,8 @@ class SFT:
                 groups.append(group)
             elif num_in_vain == len(stream.problems):
                 raise UserError(
-                    f"none of the {num_in_vain} problems has a response that can be used ({_told(reasons)}): look at the "
-                    f"warnings, or raise --method.max-response-tokens from {self.config.max_response_tokens}"
+                    f"none of the {num_in_vain} problems has a response that can be used ({_told(reasons)}): look at "
+                    f"them, or raise --method.max-response-tokens from {self.config.max_response_tokens}"
                 )
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         num_refused = reasons.total()
