@@ -43,7 +43,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up, >= 0."""
     final_learning_rate: float | None = None
-    """Rate of the run's last optimizer step, >= 0: after the warm-up it falls to it linearly, step by step; none keeps it
+    """Rate of the run's last optimizer step, >= 0: after the warm-up the rate falls to it linearly; none keeps it
     constant. The supervised stages of RIL (2510.19307) go from 1e-5 to 1e-6."""
     token_budget: int = 8192
     """Most tokens of one forward and backward pass, prompts and responses together, >= 1; bounds memory only."""

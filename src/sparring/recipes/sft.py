@@ -18,7 +18,6 @@ from sparring.data.sources import Source, open_source
 from sparring.data.stream import ProblemStream
 from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
-from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.pipelines.sft import SFT, SFTConfig, group_of, mean_nll
 from sparring.recipes.run import Run, TrainingConfig, begin_folder, open_policy, origin, validate
@@ -58,7 +57,7 @@ class SFTRunConfig(TrainingConfig):
         super().__post_init__()
         if self.style is not None and (self.data != "scenes" or self.teachers is not None):
             raise ValueError(
-                f"style={self.style} is of the generator's reasoning: leave it out, or take data=scenes alone"
+                f"style={self.style} is the generator's: leave it out, or take data=scenes without teachers"
             )
         if self.teacher_names and self.teachers is None:
             raise ValueError(f"teacher_names={', '.join(self.teacher_names)}: name their folder with teachers")
@@ -81,8 +80,8 @@ class Splits:
 def open_splits(config: SFTRunConfig) -> Splits:
     """The data of a run.
 
-    Of scenes the parts are their splits. Of a file, and of problems that teachers answered, validation problems are drawn
-    by the run's seed and held out; of a file without another test those of the test too.
+    Of scenes the parts are their splits. Of a file, and of problems that teachers answered, validation problems are
+    drawn by the run's seed and held out; of a file without another test those of the test too.
 
     Raises UserError for data that cannot be used and for too few of them.
     """
