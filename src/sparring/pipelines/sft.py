@@ -113,9 +113,10 @@ class SFT:
             num_in_vain = 0 if group.rollouts else num_in_vain + 1
             if group.rollouts:
                 groups.append(group)
-            elif num_in_vain == len(stream.problems):
+            elif num_in_vain == 2 * len(stream.problems):
+                # Wherever they began, they hold a whole pass.
                 raise UserError(
-                    f"none of the {num_in_vain} problems has a response that can be used ({_told(reasons)}): look at "
+                    f"none of the {len(stream.problems)} problems has a response that can be used ({_told(reasons)}): look at "
                     f"them, or raise --method.max-response-tokens from {self.config.max_response_tokens}"
                 )
         rollouts = [rollout for group in groups for rollout in group.rollouts]

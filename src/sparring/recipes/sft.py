@@ -56,9 +56,7 @@ class SFTRunConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.style is not None and (self.data != "scenes" or self.teachers is not None):
-            raise ValueError(
-                f"style={self.style} is the generator's: leave it out, or take data=scenes without teachers"
-            )
+            raise ValueError(f"style={self.style} is the generator's: leave it out, or take scenes without teachers")
         if self.teacher_names and self.teachers is None:
             raise ValueError(f"teacher_names={', '.join(self.teacher_names)}: name their folder with teachers")
 
