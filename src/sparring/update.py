@@ -105,6 +105,8 @@ class Player:
 
     Args:
         num_updates: optimizer steps that the run is to make, for a rate that falls; None if nobody knows.
+
+    Raises ValueError if the rate is to fall and ``num_updates`` is None.
     """
 
     def __init__(self, name: str, policy: Policy, config: OptimConfig, num_updates: int | None = None) -> None:
@@ -112,6 +114,8 @@ class Player:
         self.policy = policy
         self.config = config
         self.schedule_updates = num_updates
+        # A schedule that nobody knows the length of is found out now, not after the first batch.
+        config.rate_at(config.warmup_steps, num_updates)
         self.optimizer = torch.optim.AdamW(
             [p for p in policy.module.parameters() if p.requires_grad],
             lr=config.learning_rate,

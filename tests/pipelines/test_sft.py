@@ -208,7 +208,7 @@ def test_a_bad_response_changes_nothing_else(folder: Path) -> None:
 
 def test_data_without_any_usable_response_are_refused(folder: Path) -> None:
     method = plain_sft(folder, SFTConfig(problems_per_step=2, max_response_tokens=1), said)
-    with pytest.raises(UserError, match=r"none of the 3 problems .*too_long: 6.*max-response-tokens from 1"):
+    with pytest.raises(UserError, match=r"none of the 3 problems .*too_long: 12.*max-response-tokens from 1"):
         method.step(stream(), 0)
     silent = plain_sft(folder, SFTConfig(problems_per_step=2), lambda problem: [])
     with pytest.raises(UserError, match="there is none at all"):
@@ -246,9 +246,8 @@ def trainer_of(folder: Path, out: Path, num_steps: int = 5) -> tuple[Trainer, Po
     torch.manual_seed(0)
     policy = Policy.load(folder)
     optim = OptimConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2)
-    method = SFT(
-        SFTConfig(problems_per_step=2, responses_per_problem=2), Player("policy", policy, optim, 5), said, seed=0
-    )
+    settings = SFTConfig(problems_per_step=2, responses_per_problem=2)
+    method = SFT(settings, Player("policy", policy, optim, 5), said, seed=0)
 
     def validate() -> Metrics:
         return {"validation/score": 0.0}
@@ -284,7 +283,7 @@ def test_a_longer_run_goes_on_at_the_final_rate(folder: Path, tmp_path: Path) ->
     assert longer.resume() and longer.run()
     rates = [record["learning_rate"] for record in untimed(tmp_path) if "loss" in record]
     assert rates[-3:] == pytest.approx([1e-3] * 3)
-    saved = Policy.load(load_latest(tmp_path / CHECKPOINTS).folder / "policy")
+    saved = Policy.load(load_latest(tmp_path / CHECKPOINTS).path / "policy")
     assert all(torch.equal(weight, weights_of(policy)[name]) for name, weight in weights_of(saved).items())
 
 
