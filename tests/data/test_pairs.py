@@ -164,9 +164,6 @@ def test_teachers_who_were_asked_a_file_saw_shuffled_options(tmp_path: Path) -> 
     assert len(pairs.source.problems) == 6
     assert len({problem.choices for problem in all_of(pairs.source.problems)}) > 1
     assert pairs.targets(pairs.source.problems[0]) == [Target("B")]
+    scenes, teachers = SceneProblems("train", 12, SCENES), TeacherResponses(tmp_path / "cache")
     with pytest.raises(UserError, match=r"no response to a problem of scenes:train"):
-        teacher_pairs(
-            SceneProblems("train", 12, SCENES),
-            open_source("scenes:train", 12, SCENES),
-            TeacherResponses(tmp_path / "cache"),
-        )
+        teacher_pairs(scenes, open_source("scenes:train", 12, SCENES), teachers)

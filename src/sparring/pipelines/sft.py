@@ -116,8 +116,8 @@ class SFT:
             elif num_in_vain == 2 * len(stream.problems):
                 # Wherever they began, they hold a whole pass.
                 raise UserError(
-                    f"none of the {len(stream.problems)} problems has a response that can be used ({_told(reasons)}): look at "
-                    f"them, or raise --method.max-response-tokens from {self.config.max_response_tokens}"
+                    f"none of the {len(stream.problems)} problems has a response that can be used ({_told(reasons)}): "
+                    f"look at them, or raise --method.max-response-tokens from {self.config.max_response_tokens}"
                 )
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         num_refused = reasons.total()
