@@ -298,8 +298,8 @@ def _check_responses(path: Path, records: Sequence[ResponseRecord]) -> None:
             )
         if not isinstance(record.text, str | None) or record.finish_reason not in get_args(FinishReason):
             raise UserError(
-                f"{path}, line {line}: text {str(record.text)[:40]!r} with finish_reason {record.finish_reason!r} is no "
-                "response; remove the line, and ask the teacher again"
+                f"{path}, line {line}: text {str(record.text)[:40]!r} with finish_reason {record.finish_reason!r} is "
+                "no response; remove the line, and ask the teacher again"
             )
         if asked.setdefault(record.problem_id, record.asked) != record.asked:
             raise UserError(f"{path}, line {line}: another problem under the id {record.problem_id!r}; remove the line")
