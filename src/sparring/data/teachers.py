@@ -192,7 +192,7 @@ class TeacherResponses:
 
     def __init__(self, folder: str | Path, teachers: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
-        there = sorted(path.parent.name for path in self.folder.glob(f"*/{TEACHER}"))
+        there = teachers_in(self.folder)
         if not there:
             raise UserError(f"{self.folder} holds no responses of teachers: make some with sparring data teach")
         unknown = [name for name in teachers if name not in there]
@@ -260,6 +260,11 @@ class TeacherResponses:
                 if num > 0:
                     lacking[name][problem.id] = num
         return lacking
+
+
+def teachers_in(folder: str | Path) -> list[str]:
+    """Names of the teachers in a cache, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(folder).glob(f"*/{TEACHER}"))
 
 
 def problem_fingerprint(problem: Problem) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sparring.data.teachers import FailureReason, FailureRecord, ResponseRecord, TeacherFolder, problem_fingerprint
 from sparring.endpoints import Endpoint, EndpointError
@@ -165,19 +165,17 @@ def teach(
 
     Raises UserError if another problem was asked under the id of one of these, and if the teacher was given up.
     """
-    total, num_failed = num_responses * len(problems), 0
     report = on_progress or (lambda num_done, total: None)
-    ids_there = Counter(record.problem_id for record in folder.responses if record.number < num_responses)
-    num_there = 0
+    num_done = 0
     try:
-        for batch in _batches(folder, problems, num_responses, batch_size):
+        for batch, num_there in _batches(folder, problems, num_responses, batch_size):
             found = _ask(teacher, folder, batch, seed)
             responses = _graded(found, grader, only_correct)
             failures = [record for asked in found for record in asked.failures]
             folder.add(responses, failures)
             teacher.settle()
-            num_there, num_failed = num_there + len(responses), num_failed + len(failures)
-            report(ids_there.total() + num_there + num_failed, total)
+            num_done += len(responses) + len(failures)
+            report(num_there + num_done, num_responses * len(problems))
             if any(asked.num_left for asked in found):
                 message = failures[-1].message if failures else "it gives no answers"
                 raise UserError(f"the teacher was given up after failing again and again, the last time: {message}")
@@ -211,11 +209,14 @@ class _Found:
 
 def _batches(
     folder: TeacherFolder, problems: Sequence[Problem], num_responses: int, batch_size: int
-) -> Iterator[list[_Wanted]]:
-    """Problems with what is missing, whole ones, until there are ``batch_size`` responses."""
+) -> Iterator[tuple[list[_Wanted], int]]:
+    """Problems with what is missing, whole ones, until there are ``batch_size`` responses.
+
+    With each batch comes how many responses to the problems up to there were there when the call began.
+    """
     asked = {record.problem_id: record.asked for record in folder.responses}
     there = {(record.problem_id, record.number) for record in folder.responses}
-    batch: list[_Wanted] = []
+    num_there, batch = 0, list[_Wanted]()
     for index in range(len(problems)):
         problem = problems[index]
         fingerprint = problem_fingerprint(problem)
@@ -225,13 +226,14 @@ def _batches(
                 "(its question or pictures differ): give the data that it was asked, or another --name"
             )
         numbers = tuple(number for number in range(num_responses) if (problem.id, number) not in there)
+        num_there += num_responses - len(numbers)
         if numbers:
             batch.append(_Wanted(problem, fingerprint, numbers))
         if sum(len(wanted.numbers) for wanted in batch) >= batch_size:
-            yield batch
+            yield batch, num_there
             batch = []
     if batch:
-        yield batch
+        yield batch, num_there
 
 
 def _ask(teacher: Teacher, folder: TeacherFolder, batch: Sequence[_Wanted], seed: int) -> list[_Found]:
@@ -310,7 +312,9 @@ def _graded(found: Sequence[_Found], grader: Grader, only_correct: bool) -> list
     return records
 
 
-def _reply(request: SampleRequest, answer: dict | EndpointError | None) -> Reply | Failure | None:
+def _reply(request: SampleRequest, answer: dict[str, Any] | EndpointError | None) -> Reply | Failure | None:
+    if answer is None:
+        return None
     if isinstance(answer, EndpointError):
         return Failure("refused" if answer.is_refusal else "no_answer", str(answer))
-    return answer and Reply(rollout_of_answer(request, answer), num_tokens(answer, "prompt_tokens"))
+    return Reply(rollout_of_answer(request, answer), num_tokens(answer, "prompt_tokens"))
