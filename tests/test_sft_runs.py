@@ -16,6 +16,7 @@ from sparring.data.teachers import ResponseRecord, TeacherFolder, problem_finger
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions.filters import to_pillow
 
+DOCS = (Path(__file__).parents[1] / "docs" / "sft.md").read_text(encoding="utf-8")
 SMALL = [
     "--evaluation.num-problems", "4", "--evaluation.threats", "clean", "--num-validation", "4", "--model.precision",
     "fp32", "--trainer.validate-every", "2", "--method.problems-per-step", "3", "--method.responses-per-problem", "2",
@@ -61,6 +62,8 @@ def test_scenes_a_resumed_run_and_a_model_that_loads(tmp_path: Path, capsys: pyt
         assert expected in shown
     nll = [record["validation/nll"] for record in records(whole) if "validation/nll" in record]
     assert len(nll) == 3 and min(nll[1:]) < nll[0], "responses that are held out become likelier"
+    undocumented = {name for record in records(whole) for name in record if f"`{name}`" not in DOCS} - {"step"}
+    assert not undocumented, "docs/sft.md tells what is logged"
     assert "Negative log-likelihood" in (whole / "report.html").read_text(encoding="utf-8")
     for label in ("before", "after"):
         assert json.loads((whole / f"card-{label}.json").read_text())["data"]["name"] == "scenes:test"
