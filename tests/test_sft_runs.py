@@ -128,6 +128,11 @@ def test_teachers_are_imitated(tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["--teachers", str(tmp_path / "taught"), "--optim.learning-rate", "2e-3"]
     assert main(["sft", *arguments, "--steps", "6", "--out", str(out), *SMALL]) == 0
-    after = [json.loads(line)["text"] for line in (out / "test-after.jsonl").read_text().splitlines()]
-    assert "<think>no idea .</think>\\boxed{3}" in after, "the model says what its teacher says"
+    before, after = (
+        [json.loads(line)["text"] for line in (out / f"test-{label}.jsonl").read_text().splitlines()]
+        for label in ("before", "after")
+    )
+    # Half a sentence in six steps, but the answer that the teacher gives to everything.
+    assert all(text.endswith("\\boxed{3}") for text in after)
+    assert not all(text.endswith("\\boxed{3}") for text in before)
     assert "responses of teachers in" in (out / "report.html").read_text(encoding="utf-8")
