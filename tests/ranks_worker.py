@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sparring import distributed
+from sparring.data.pairs import Target
 from sparring.data.stream import ProblemStream
 from sparring.methods import (
     METHODS,
@@ -24,11 +25,12 @@ from sparring.methods import (
     SaEIConfig,
 )
 from sparring.models.policy import Policy
+from sparring.pipelines.sft import SFT, SFTConfig
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
-from sparring.trainer import Trainer, TrainerConfig
+from sparring.trainer import Method, Trainer, TrainerConfig
 from sparring.types import FinishReason, Metrics, Problem, Reward
 from sparring.update import OptimConfig, Player
 from tiny_models import tiny_problem
@@ -79,19 +81,46 @@ def problems() -> list[Problem]:
     return [tiny_problem(10 * n, size, question=f"What {'x' * 7 * n}?") for n, size in enumerate(sizes)]
 
 
+def supervised(player: Player) -> SFT:
+    """Responses of several lengths, one of which no step can use."""
+    targets = [
+        Target("yes"),
+        Target("it is 3, I think"),
+        Target("x" * 99),
+        Target("", "length"),
+        Target("no", "length"),
+    ]
+    config = SFTConfig(problems_per_step=5, responses_per_problem=3, max_response_tokens=20)
+    return SFT(config, player, lambda problem: targets, seed=3)
+
+
+def reinforced(case: str, player: Player, reference: Policy | None, steps: int) -> Method:
+    config, grader = CASES[case]
+    return METHODS[type(config)](
+        config,  # type: ignore[arg-type]
+        player,
+        reference,
+        grader(),
+        SamplingConfig(temperature=0.9, max_new_tokens=8),
+        seed=3,
+        max_rows=7,
+        num_steps=steps,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=[*CASES, "sft"])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = distributed.initialise("cpu")
-    config, grader = CASES[arguments.case]
     policy = Policy.load(arguments.model, device=device)
-    reference = policy.clone_frozen() if config.needs_reference else None
+    needs_reference = arguments.case in CASES and CASES[arguments.case][0].needs_reference
+    reference = policy.clone_frozen() if needs_reference else None
     for sharded in (policy, reference):
         if sharded is not None:
             sharded.shard()
@@ -103,16 +132,8 @@ def main() -> None:
         # it grows what rounding differs by where one rank passes all views together and two pass one after the other.
         player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=1e-3)
         player.config = replace(player.config, learning_rate=0.3)
-    method = METHODS[type(config)](
-        config,  # type: ignore[arg-type]
-        player,
-        reference,
-        grader(),
-        SamplingConfig(temperature=0.9, max_new_tokens=8),
-        seed=3,
-        max_rows=7,
-        num_steps=arguments.steps,
-    )
+    is_supervised = arguments.case == "sft"
+    method = supervised(player) if is_supervised else reinforced(arguments.case, player, reference, arguments.steps)
 
     def validate() -> Metrics:
         return {"validation/score": 0.0}

@@ -20,6 +20,7 @@ from sparring.recipes.comparing import ComparisonConfig
 from sparring.recipes.corruptions_sheet import CorruptionsConfig
 from sparring.recipes.run import PRESETS, RunConfig
 from sparring.recipes.scenes_sheet import ScenesConfig
+from sparring.recipes.sft import SFTRunConfig
 from sparring.recipes.testing import TestingConfig
 
 SMALL = [
@@ -57,6 +58,17 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["train", "--resume", "nowhere"], ["--resume", "nowhere"]),
         (["train", "--model.path", "nowhere"], ["nowhere"]),
         (["train", "--method.loss.clip-low", "7"], ["clip_low=7", "[0, 1]"]),
+        (["sft", "--data", "pairs.csv"], ["pairs.csv", ".jsonl"]),
+        (["sft", "--data", "pairs.jsonl"], ["no such file: pairs.jsonl"]),
+        (["sft", "--style", "lists"], ["--style", "'lists'", "glance"]),
+        (["sft", "--style", "list", "--data", "x.jsonl"], ["style=list", "scenes without teachers"]),
+        (["sft", "--teacher-names", "large"], ["teacher_names=large", "teachers"]),
+        (["sft", "--teachers", "nowhere"], ["nowhere", "sparring data teach"]),
+        (["sft", "nowhere", "--steps", "1"], ["nowhere"]),
+        (["sft", "--method.responses-per-problem", "0"], ["responses_per_problem=0", ">= 1"]),
+        (["sft", "--optim.final-learning-rate", "-1"], ["final_learning_rate=-1", ">= 0"]),
+        (["sft", "--resume", "nowhere"], ["--resume", "nowhere"]),
+        (["sft", "--steps", "-1"], ["steps=-1", ">= 0"]),
         (["eval", "nowhere"], ["nowhere"]),
         (["eval", "--threats", "cleen"], ["--threats", "'cleen'", "did you mean clean?"]),
         (["eval", "--data", "scenes:tset"], ["scenes:test"]),
@@ -103,7 +115,8 @@ def test_corruptions_are_drawn_from_a_scene_or_a_picture(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    "cls", [RunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig]
+    "cls",
+    [RunConfig, SFTRunConfig, AttackSweepConfig, ComparisonConfig, CorruptionsConfig, ScenesConfig, TestingConfig],
 )
 def test_every_setting_is_explained(cls: type) -> None:
     assert undocumented_fields(cls) == []

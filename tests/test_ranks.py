@@ -18,7 +18,7 @@ from torch import Tensor
 from sparring.models.policy import Policy
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-CASES = ("grpo", "saei", "dynamic", "no-signal", "single")
+CASES = ("grpo", "saei", "dynamic", "no-signal", "single", "sft")
 TELLING = {
     "noisyrollout": "noise_strength",
     "kl_cov": "penalty",

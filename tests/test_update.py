@@ -194,6 +194,35 @@ def test_the_rate_warms_up_linearly_and_stays(policy: Policy) -> None:
     assert player.num_updates == 6
 
 
+@pytest.mark.parametrize(
+    ("warmup", "num_updates", "expected"),
+    [
+        (0, 5, [10, 8, 6, 4, 2, 2, 2]),
+        (2, 6, [5, 10, 8, 6, 4, 2, 2]),
+        (0, 1, [2, 2]),
+        (3, 3, [10 / 3, 20 / 3, 10, 2]),  # nothing is left for the fall but what comes after the run
+    ],
+)
+def test_the_rate_falls_linearly_to_that_of_the_last_step(warmup: int, num_updates: int, expected: list[float]) -> None:
+    config = OptimConfig(learning_rate=10.0, final_learning_rate=2.0, warmup_steps=warmup)
+    rates = [config.rate_at(update, num_updates) for update in range(len(expected))]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_rate_that_falls_needs_the_number_of_steps(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="final_learning_rate=1e-06 needs the optimizer steps"):
+        Player("policy", policy, OptimConfig(final_learning_rate=1e-6, warmup_steps=3))
+
+
+def test_the_schedule_goes_on_where_it_was(tiny_folders: dict[str, Path]) -> None:
+    config = OptimConfig(learning_rate=1.0, final_learning_rate=0.0)
+    first, second = (Player("p", Policy.load(tiny_folders["qwen3_vl"]), config, num) for num in (4, 9))
+    for _ in range(2):
+        first.step()
+    second.load_state_dict(first.state_dict())
+    assert second.learning_rate == first.learning_rate == pytest.approx(1 / 3)
+
+
 def test_a_saved_player_goes_on_bit_for_bit(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
     minibatch = minibatch_of([tiny_group(0, (3, 5, 1))])
     config = OptimConfig(learning_rate=1e-3, warmup_steps=3)
@@ -313,6 +342,8 @@ def test_split_evenly(num_groups: int, num_parts: int) -> None:
         ("beta2", -0.1),
         ("weight_decay", math.nan),
         ("warmup_steps", -1),
+        ("final_learning_rate", -1e-6),
+        ("final_learning_rate", math.nan),
         ("token_budget", 0),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ from sparring.errors import UserError
 
 if TYPE_CHECKING:
     from sparring.evaluation.suite import Outcome
-    from sparring.recipes.run import ModelConfig, Run, RunConfig
+    from sparring.recipes.run import ModelConfig, Run, TrainingConfig
+
+MOST_NAMED = 10
+"""Responses that could not be had, by name; all are in the teacher's failures.jsonl."""
 
 USAGE = """usage: sparring COMMAND [OPTIONS]
 
@@ -28,11 +32,13 @@ Fine-tune a vision-language model by reinforcement learning against an opponent,
 
 commands:
   train [PRESET]    train, then test before against after (default preset: saei)
+  sft [MODEL]       imitate given responses, as a warm-up; tested like train
   eval [MODEL]      test a model, or an endpoint, under corruptions, edits and attacks
   compare A B       compare two tests of the same problems
   attack [MODEL]    compare strengths of SaEI's entropy attack
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
+  data teach        ask a teacher, a model or an endpoint, for responses to learn from
   study RECIPE      compare methods over seeds, or make the bundled model
   report A [B]      one page of a training run, evaluation or study, or of two compared
 
@@ -57,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     commands = {
         "train": _train,
+        "sft": _sft,
         "eval": _eval,
         "compare": _compare,
         "attack": _attack,
@@ -84,15 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from sparring import distributed
-    from sparring.provenance import new_run_folder
     from sparring.recipes import run as recipe
 
     prog = "sparring train"
-    arguments, resumed = _take_option(arguments, "--resume", prog)
-    if resumed is not None:
-        require_path(resumed / recipe.CONFIG, prog=prog, option="--resume")
-        arguments = ["--config", str(resumed / recipe.CONFIG), *arguments]
+    arguments, resumed = _take_resumed(arguments, prog)
     name, config = parse_preset(
         arguments,
         recipe.PRESETS,
@@ -101,31 +103,80 @@ def _train(arguments: list[str]) -> int:
         description="Train a policy, then test it before against after. --resume FOLDER goes on with a stopped run.",
     )
     if resumed is not None:
-        folder = resumed
-        recipe.check_resumable(config, folder)
-    elif config.out is None:
+        recipe.check_resumable(config, resumed)
+    folder = resumed or _new_folder(config, name, prog)
+    config = replace(config, out=folder)
+    prepare = partial(recipe.prepare, config, folder)
+    return _run_training(config, folder, prepare, prog=prog, is_resumed=resumed is not None)
+
+
+def _sft(arguments: list[str]) -> int:
+    from sparring.recipes import sft as recipe
+    from sparring.recipes.run import check_resumable
+
+    prog = "sparring sft"
+    arguments, resumed = _take_resumed(arguments, prog)
+    arguments, model = _take_model(arguments)
+    config = parse(
+        recipe.SFTRunConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="Fine-tune a policy on given responses to problems: of a file, of teachers (sparring data teach), "
+        "or the scenes' own. Then test it before against after. --resume FOLDER goes on with a stopped run.",
+    )
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    splits = recipe.open_splits(config)
+    if resumed is not None:
+        check_resumable(config, resumed, data=splits.fingerprint)
+    folder = resumed or _new_folder(config, "sft", prog)
+    config = replace(config, out=folder)
+    prepare = partial(recipe.prepare, config, folder, splits)
+    return _run_training(config, folder, prepare, prog=prog, is_resumed=resumed is not None)
+
+
+def _take_resumed(arguments: list[str], prog: str) -> tuple[list[str], Path | None]:
+    """The arguments with the configuration of the run that ``--resume`` names in its place, and that run's folder."""
+    from sparring.recipes.run import CONFIG
+
+    arguments, resumed = _take_option(arguments, "--resume", prog)
+    if resumed is None:
+        return arguments, None
+    require_path(resumed / CONFIG, prog=prog, option="--resume")
+    return ["--config", str(resumed / CONFIG), *arguments], resumed
+
+
+def _new_folder(config: TrainingConfig, name: str, prog: str) -> Path:
+    """The folder of a run that starts: the one that is asked for, or a new one."""
+    from sparring import distributed
+    from sparring.provenance import new_run_folder
+    from sparring.recipes import run as recipe
+
+    if config.out is None:
         recipe.join_ranks(config.model)
-        folder = distributed.from_main(lambda: new_run_folder("runs", name))
-    elif (config.out / recipe.CONFIG).exists():
+        return distributed.from_main(lambda: new_run_folder("runs", name))
+    if (config.out / recipe.CONFIG).exists():
         fail(prog, f"--out: {config.out} holds a run; go on with --resume {config.out}, or choose another folder")
-    else:
-        folder = config.out
-    return _run_training(replace(config, out=folder), folder, is_resumed=resumed is not None)
+    return config.out
 
 
-def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
-    """Test, train, test the best validated step, and say where everything lies."""
+def _run_training(
+    config: TrainingConfig, folder: Path, prepare: Callable[..., Run], *, prog: str, is_resumed: bool
+) -> int:
+    """Test, train, test the best validated step, and say where everything lies.
+
+    Args:
+        prepare: makes the run, given ``on_step``.
+    """
     from sparring import distributed
     from sparring.evaluation.comparison import Tested, compare
     from sparring.evaluation.suite import read_outcomes, summary
-    from sparring.recipes import run as recipe
     from sparring.report.progress import TestingProgress, TrainingProgress
     from sparring.report.tables import before_after_table
 
     console = _console(config.model)
     progress = TrainingProgress(console, config.steps)
-    with recipe.prepare(config, folder, on_step=progress.update) as run, _hint_at(f"sparring train --resume {folder}"):
-        _say(console, f"{config.method.name} on {config.model.path}, {config.steps} steps, in {folder}")
+    with prepare(on_step=progress.update) as run, _hint_at(f"{prog} --resume {folder}"):
+        _say(console, f"{run.name} on {config.model.path}, {config.steps} steps, in {folder}")
         tested = folder / "test-before.jsonl"
         before = read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():
@@ -134,7 +185,7 @@ def _run_training(config: RunConfig, folder: Path, *, is_resumed: bool) -> int:
         with progress:
             is_finished = run.trainer.run()
         if not is_finished:
-            _say(console, f"stopped after step {run.trainer.num_done}; go on with: sparring train --resume {folder}")
+            _say(console, f"stopped after step {run.trainer.num_done}; go on with: {prog} --resume {folder}")
             return 130
         best_step = run.load_best()
         after = _tested(run, "after", console)
@@ -176,8 +227,8 @@ def _hint_at(command: str) -> Iterator[None]:
 def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
     from sparring.report.progress import TestingProgress
 
-    evaluation = run.config.evaluation
-    with TestingProgress(console, f"testing {label}", evaluation.num_problems * len(evaluation.threats)) as progress:
+    total = len(run.tested_on.problems) * len(run.config.evaluation.threats)
+    with TestingProgress(console, f"testing {label}", total) as progress:
         return run.test(label, progress.advance)
 
 
@@ -290,24 +341,24 @@ def _attack(arguments: list[str]) -> int:
 
 def _data(arguments: list[str]) -> int:
     prog = "sparring data"
-    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions}
+    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions, "teach": _data_teach}
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: sparring data {{{','.join(kinds)}}} [OPTIONS]   (see sparring data scenes --help)")
         return 0
     if not arguments or arguments[0] not in kinds:
         fail(prog, f"name the data: {' or '.join(f'{prog} {kind}' for kind in kinds)}")
-    kinds[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
-    return 0
+    return kinds[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
 
 
-def _data_scenes(arguments: list[str], prog: str) -> None:
+def _data_scenes(arguments: list[str], prog: str) -> int:
     from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
 
     config = parse(ScenesConfig(), arguments, prog=prog, description="Count generated problems, or show some.")
     _say(Console(), f"contact sheet: {draw_sheet(config)}" if config.show else describe_scenes(config))
+    return 0
 
 
-def _data_corruptions(arguments: list[str], prog: str) -> None:
+def _data_corruptions(arguments: list[str], prog: str) -> int:
     from sparring.perturb.corruptions import CORRUPTION_SETS
     from sparring.recipes.corruptions_sheet import CorruptionsConfig, draw_corruptions
 
@@ -315,6 +366,41 @@ def _data_corruptions(arguments: list[str], prog: str) -> None:
     description = f"Draw a contact sheet of a set of picture corruptions. Sets: {listed}."
     config = parse(CorruptionsConfig(), arguments, prog=prog, description=description)
     _say(Console(), f"contact sheet: {draw_corruptions(config)}")
+    return 0
+
+
+def _data_teach(arguments: list[str], prog: str) -> int:
+    """One teacher's responses; exit code 1 if some could not be had."""
+    from sparring.data.teachers import TeacherFolder, teachers_in
+    from sparring.recipes.teaching import TeachConfig, open_teaching
+    from sparring.report.progress import TestingProgress
+    from sparring.report.tables import teachers_table
+
+    command = shlex.join(["sparring", "data", "teach", *arguments])
+    arguments, model = _take_model(arguments)
+    config = parse(
+        TeachConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="Ask a teacher, a folder or the address of an OpenAI-compatible endpoint, for responses to "
+        "problems. The same command goes on with what was broken off; with a larger --num-responses or --num-problems "
+        "it asks for the rest. Several teachers share a folder, each by its own call.",
+    )
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    console = _console(config.model)
+    teaching = open_teaching(config)
+    total = len(teaching.source.problems) * config.num_responses
+    with _hint_at(command), TestingProgress(console, f"asking {config.teacher_name}", total) as progress:
+        asked = teaching.run(progress.show)
+    summaries = {name: TeacherFolder(config.out, name).summary() for name in teachers_in(config.out)}
+    console.print(teachers_table(summaries))
+    missing = asked.missing()
+    for (problem_id, number), failure in list(missing.items())[:MOST_NAMED]:
+        _say(console, f"missing: response {number} to {problem_id}: {failure.reason}: {failure.message}")
+    if missing:
+        _say(console, f"{len(missing)} responses are missing; ask for them again with: {command}")
+    _say(console, f"teachers: {config.out}")
+    return int(bool(missing))
 
 
 def _study(arguments: list[str]) -> int:

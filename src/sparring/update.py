@@ -41,7 +41,10 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this L2 norm, > 0."""
     warmup_steps: int = 0
-    """Optimizer steps of linear warm-up, >= 0; the rate is constant afterwards."""
+    """Optimizer steps of linear warm-up, >= 0."""
+    final_learning_rate: float | None = None
+    """Rate of the run's last optimizer step, >= 0: after the warm-up the rate falls to it linearly; none keeps it
+    constant. The supervised stages of RIL (2510.19307) go from 1e-5 to 1e-6."""
     token_budget: int = 8192
     """Most tokens of one forward and backward pass, prompts and responses together, >= 1; bounds memory only."""
 
@@ -50,6 +53,9 @@ class OptimConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be finite and > 0: the policy would not learn")
+        final = self.final_learning_rate
+        if final is not None and not (math.isfinite(final) and final >= 0):
+            raise ValueError(f"final_learning_rate={final} must be finite and >= 0: none keeps the rate constant")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1): usual are 0.9 and 0.999")
@@ -59,6 +65,28 @@ class OptimConfig:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be >= 0: 0 turns warm-up off")
         if self.token_budget < 1:
             raise ValueError(f"token_budget={self.token_budget} must be >= 1: a row needs at least its prompt")
+
+    def rate_at(self, update: int, num_updates: int | None) -> float:
+        """The learning rate of one optimizer step.
+
+        Args:
+            update: its number, from 0. The last of the warm-up is the first at the peak.
+            num_updates: of the whole run; steps beyond them stay at the final rate. None if nobody knows.
+
+        Raises ValueError if the rate is to fall and nobody knows over how many steps.
+        """
+        peak, final = self.learning_rate, self.final_learning_rate
+        if update < self.warmup_steps:
+            return peak * ((update + 1) / self.warmup_steps)
+        if final is None:
+            return peak
+        if num_updates is None:
+            raise ValueError(
+                f"final_learning_rate={final} needs the optimizer steps of the run, which are not known here: set none"
+            )
+        start, end = max(0, self.warmup_steps - 1), num_updates - 1
+        share = min(1.0, (update - start) / (end - start)) if end > start else 1.0
+        return peak + (final - peak) * share
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -73,12 +101,21 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Player:
-    """A policy that is trained, with its optimizer and schedule."""
+    """A policy that is trained, with its optimizer and schedule.
 
-    def __init__(self, name: str, policy: Policy, config: OptimConfig) -> None:
+    Args:
+        num_updates: optimizer steps that the run is to make, for a rate that falls; None if nobody knows.
+
+    Raises ValueError if the rate is to fall and ``num_updates`` is None.
+    """
+
+    def __init__(self, name: str, policy: Policy, config: OptimConfig, num_updates: int | None = None) -> None:
         self.name = name
         self.policy = policy
         self.config = config
+        self.schedule_updates = num_updates
+        # A schedule that nobody knows the length of is found out now, not after the first batch.
+        config.rate_at(config.warmup_steps, num_updates)
         self.optimizer = torch.optim.AdamW(
             [p for p in policy.module.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -93,6 +130,8 @@ class Player:
             "weights": distributed.full_weights(self.policy.module),
             "optimizer": distributed.full_optimizer_state(self.policy.module, self.optimizer),
             "num_updates": self.num_updates,
+            # A run that goes on for longer does not learn fast again.
+            **({} if self.config.final_learning_rate is None else {"schedule_updates": self.schedule_updates}),
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -100,17 +139,23 @@ class Player:
         distributed.load_full_weights(module, state["weights"])  # type: ignore[arg-type]
         distributed.load_full_optimizer_state(module, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
+        if self.config.final_learning_rate is not None:
+            self.schedule_updates = int(state["schedule_updates"])  # type: ignore[call-overload]
 
     def clip_gradients(self) -> float:
         """Scale the accumulated gradients down to ``max_grad_norm``; returns their norm before, maybe not finite."""
         norm = nn.utils.clip_grad_norm_(self.policy.module.parameters(), self.config.max_grad_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimizer step that comes next."""
+        return self.config.rate_at(self.num_updates, self.schedule_updates)
+
     def step(self) -> None:
         """One optimizer step with the accumulated gradients, which are cleared."""
-        factor = min(1.0, (self.num_updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1

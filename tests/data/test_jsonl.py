@@ -127,6 +127,11 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (GOOD | {"id": 1.5}, "id is 1.5"),
     (GOOD | {"id": "data-1"}, "'data-1' is there twice"),
     (GOOD | {"family": 3}, "family is 3"),
+    (GOOD | {"response": "3", "responses": ["3"]}, "either response or responses"),
+    (GOOD | {"response": " "}, "response is empty"),
+    (GOOD | {"response": 3}, "not a text"),
+    (GOOD | {"responses": "three"}, "not a list of such"),
+    (GOOD | {"responses": ["three", ""]}, "response is empty"),
 ]
 
 
@@ -140,6 +145,21 @@ def test_a_bad_row_is_named_or_left_out(folder: Path, row: Any, said: str) -> No
     assert [left[i].id for i in range(len(left))] == ["data-1", "last"]
     (bad,) = left.bad
     assert said in bad
+
+
+def test_rows_may_hold_responses(folder: Path) -> None:
+    rows = [GOOD | {"response": " three\n"}, GOOD | {"id": "b", "responses": ["3", "\\boxed{3}"]}]
+    problems = JsonlProblems(written(folder, *rows))
+    # Word for word: blanks and line breaks are part of what is learned.
+    assert problems.responses("data-1") == (" three\n",) and problems.responses("b") == ("3", "\\boxed{3}")
+    assert problems.index_of("b") == 1 and problems.index_of("c") is None
+    with pytest.raises(KeyError):
+        problems.responses("c")
+    path = written(folder, *rows, GOOD | {"id": "mute"})
+    assert JsonlProblems(path).responses("mute") == ()
+    with pytest.raises(UserError, match="line 3: it has no response"):
+        JsonlProblems(path, needs_responses=True)
+    assert len(JsonlProblems(path, needs_responses=True, on_bad="skip")) == 2
 
 
 def test_a_file_without_a_good_row(folder: Path) -> None:

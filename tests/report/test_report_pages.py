@@ -95,6 +95,31 @@ def test_a_run(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"data": "scenes", "style": "list"}, "data generated scenes with their reasoning in the style list"),
+        ({"data": "pairs.jsonl", "style": None, "teachers": None}, "data responses in pairs.jsonl"),
+        ({"data": "scenes", "teachers": "runs/t"}, "data responses of teachers in runs/t to problems of scenes"),
+    ],
+)
+def test_a_supervised_run(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    run = write_run(tmp_path / "run")
+    write_json(run / "config.json", {"steps": 3, "method": {"name": "sft"}, "model": {"path": "bundled"}, **settings})
+    validation = {"step": 3, "validation/nll": 0.6, "validation/score": 0.55, "validation/accuracy": 0.5}
+    logged = [{"step": step, "loss": 1 / step, "nll": 1 / step, "seconds": 1.0} for step in (1, 2, 3)]
+    write_lines(run / "metrics.jsonl", [*logged, validation])
+    page = Page(write_report(run))
+    for expected in (
+        "sft on bundled",
+        "clean +62.5 points",
+        told,
+        "Negative log-likelihood, nats per token training validation",
+        f"sparring sft --config {tmp_path}/run/config.json",
+    ):
+        assert expected in page.text, expected
+
+
 def test_a_run_shows_the_corruptions_of_its_card(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     assert "Corruptions after training" not in Page(write_report(run)).text

@@ -13,6 +13,7 @@ One object per line::
 | ``answer_kind`` | number, text, choice or yes_no; by default what the answer looks like |
 | ``boxes`` | list of ``{"left", "top", "right", "bottom", "label", "image"}`` in pixels; optional |
 | ``family`` | kind of question, for results apart; optional |
+| ``response`` or ``responses`` | text, or list of texts, to be imitated by supervised training; optional |
 | ``id`` | unique; by default the file's name and the number of the line |
 
 Every row is checked when the file is opened, pictures included: each is decoded once. What is wrong is named with file
@@ -44,7 +45,9 @@ OnBad = Literal["stop", "skip"]
 MAX_PIXELS = 64_000_000
 """Largest picture, in pixels: a file of a few kilobytes can claim billions of them."""
 
-_FIELDS = ("id", "question", "image", "images", "answer", "answer_kind", "choices", "boxes", "family")
+_FIELDS = (
+    "id", "question", "image", "images", "answer", "answer_kind", "choices", "boxes", "family", "response", "responses",
+)  # fmt: skip
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -58,6 +61,7 @@ class _Row:
 
     problem: Problem
     pictures: tuple[Path, ...]
+    responses: tuple[str, ...]
 
 
 class JsonlProblems(Sequence[Problem]):
@@ -69,6 +73,7 @@ class JsonlProblems(Sequence[Problem]):
         on_bad: ``stop`` raises at the first row that cannot be used, ``skip`` leaves such rows out (see ``bad``).
         shuffle_options: show the options of multiple-choice questions in an order drawn from the problem's id, because
             stored ones often put the answer first. Options that are letters themselves stay.
+        needs_responses: a row without responses cannot be used.
 
     Raises:
         UserError: a row that cannot be used, or a file with none that can.
@@ -82,8 +87,10 @@ class JsonlProblems(Sequence[Problem]):
         *,
         on_bad: OnBad = "stop",
         shuffle_options: bool = True,
+        needs_responses: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._shuffle_options, self._needs_responses = shuffle_options, needs_responses
         self.bad: list[str] = []
         """What was wrong with each row that was left out."""
         self._rows: list[_Row] = []
@@ -95,7 +102,7 @@ class JsonlProblems(Sequence[Problem]):
                 if not line.strip():
                     continue
                 try:
-                    row = self._read(line, number, seen, digest.update, shuffle_options)
+                    row = self._read(line, number, seen, digest.update)
                 except _BadRow as error:
                     message = f"{self.path}, line {number}: {error}"
                     if on_bad == "stop":
@@ -111,6 +118,15 @@ class JsonlProblems(Sequence[Problem]):
             raise UserError(f"{self.path}: no problem that can be used ({len(self.bad)} bad rows{first})")
         self.fingerprint = digest.hexdigest()
         """Hash of the rows that are used and of their picture files."""
+        self._indices = {row.problem.id: index for index, row in enumerate(self._rows)}
+
+    def index_of(self, problem_id: str) -> int | None:
+        """Where a problem stands; None for an id that is none of its problems'."""
+        return self._indices.get(problem_id)
+
+    def responses(self, problem_id: str) -> tuple[str, ...]:
+        """The responses to a problem of this file, in the order of its row; KeyError for an id that is none of them."""
+        return self._rows[self._indices[problem_id]].responses
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,9 +141,7 @@ class JsonlProblems(Sequence[Problem]):
             raise UserError(f"{self.path}, problem {row.problem.id!r}: {error}; it was whole a while ago") from error
         return replace(row.problem, images=images)
 
-    def _read(
-        self, line: bytes, number: int, seen: set[str], digest: Callable[[bytes], None], shuffle_options: bool
-    ) -> _Row:
+    def _read(self, line: bytes, number: int, seen: set[str], digest: Callable[[bytes], None]) -> _Row:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -138,13 +152,16 @@ class JsonlProblems(Sequence[Problem]):
         if unknown:
             raise _BadRow(f"unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
         pictures = tuple(self.path.parent / name for name in _picture_names(record))
-        problem = _problem(record, f"{self.path.stem}-{number}", len(pictures), shuffle_options)
+        problem = _problem(record, f"{self.path.stem}-{number}", len(pictures), self._shuffle_options)
         if problem.id in seen:
             raise _BadRow(f"id {problem.id!r} is there twice")
+        responses = _responses(record)
+        if self._needs_responses and not responses:
+            raise _BadRow("it has no response: give response, a text, or responses, a list of texts")
         contents = [_checked_picture(picture) for picture in pictures]
         for part in (line.strip(), *contents):
             digest(hashlib.sha256(part).digest())
-        return _Row(problem, pictures)
+        return _Row(problem, pictures, responses)
 
 
 def _picture_names(record: Mapping[str, Any]) -> list[str]:
@@ -192,6 +209,15 @@ def _answer(record: Mapping[str, Any]) -> str:
     if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
         return repr(answer)
     return _text(record, "answer")
+
+
+def _responses(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if "response" in record and "responses" in record:
+        raise _BadRow("give either response or responses")
+    texts = record.get("responses", [record["response"]] if "response" in record else [])
+    if not (isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)):
+        raise _BadRow("response is empty or not a text, or responses not a list of such")
+    return tuple(texts)
 
 
 def _choices(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -60,6 +60,9 @@ def _scenes(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     """How the scenes of the test around a training run were drawn. A run of a study is tested on the study's, which
     its folder does not tell, and has no card; the cards of evaluations have a fingerprint for this."""
     drawn = _part(config, "data") if "evaluation" in config and card else {}
+    if "evaluation" in config and str(_part(card, "data").get("name")).startswith("scenes"):
+        # Of supervised training `data` is a name, and the scenes have a setting of their own.
+        drawn = drawn or _part(config, "scenes")
     drawn.pop("num_train", None)
     return {f"{name} of the scenes": ", ".join(v) if isinstance(v, list) else v for name, v in drawn.items()}
 

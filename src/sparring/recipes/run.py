@@ -52,7 +52,7 @@ from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
 from sparring.trainer import CHECKPOINTS, Method, OnStep, Trainer, TrainerConfig
-from sparring.types import Metrics
+from sparring.types import Metrics, Problem
 from sparring.update import OptimConfig, Player
 
 
@@ -77,21 +77,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """A training run. Everything that its numbers depend on is here."""
+class TrainingConfig:
+    """What runs of every kind are told; each kind adds its method and its data."""
 
     steps: int = 40
-    """Batches of rollouts, >= 0."""
+    """Batches to train on, >= 0."""
     seed: int = 0
     """Seed of everything random in the run."""
     out: Path | None = None
     """Run folder; none makes a new one under runs/."""
-    method: MethodConfig = field(default_factory=SaEIConfig)
-    """The method and its settings."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The policy."""
-    data: SceneConfig = field(default_factory=SceneConfig)
-    """The problems."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How responses are drawn."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -112,9 +108,24 @@ class RunConfig:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 only tests the initial model")
         if self.num_validation < 1:
             raise ValueError(f"num_validation={self.num_validation} must be >= 1: they choose the best checkpoint")
+        check_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainingConfig):
+    """A run of reinforcement learning. Everything that its numbers depend on is here."""
+
+    steps: int = 40
+    """Batches of rollouts, >= 0."""
+    method: MethodConfig = field(default_factory=SaEIConfig)
+    """The method and its settings."""
+    data: SceneConfig = field(default_factory=SceneConfig)
+    """The problems."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sampling.greedy:
             raise ValueError("sampling.greedy is for testing: in training all responses of a group would be the same")
-        check_threads(self.threads)
 
 
 def _other_loss(batch: BatchConfig | None = None, **loss: Any) -> RunConfig:
@@ -188,11 +199,15 @@ def load_policy(config: ModelConfig) -> Policy:
 class Run:
     """The parts of a run, ready to start; a context manager, because the grader may own a process."""
 
-    config: RunConfig
+    config: TrainingConfig
+    name: str
+    """Of the method, on cards."""
     folder: Path
     policy: Policy
     grader: Grader
     trainer: Trainer
+    tested_on: Source
+    """The problems of the test before and after."""
 
     def __enter__(self) -> Run:
         return self
@@ -201,11 +216,10 @@ class Run:
         self.grader.close()
 
     def test(self, label: str, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes on the test split, written to ``test-<label>.jsonl``, and their card to ``card-<label>.json``."""
-        source = open_source("scenes", self.config.evaluation.num_problems, self.config.data)
+        """Outcomes on the test problems, written to ``test-<label>.jsonl``, and their card to ``card-<label>.json``."""
         outcomes = evaluate(
             self.policy,
-            source.problems,
+            self.tested_on.problems,
             self.config.evaluation,
             self.config.sampling,
             self.grader,
@@ -215,7 +229,7 @@ class Run:
         if distributed.is_main():
             write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
             if CLEAN.name in self.config.evaluation.threats:
-                card = self._card(source, outcomes, name=f"{self.config.method.name}, {label} training")
+                card = self._card(outcomes, name=f"{self.name}, {label} training")
                 write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
         return outcomes
 
@@ -225,7 +239,7 @@ class Run:
         config = self.config
         return training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
 
-    def _card(self, source: Source, outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
+    def _card(self, outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
         """The card of a test; ``name`` is what it calls the model."""
         suite = self._suite
         max_new_tokens = self.config.sampling.max_new_tokens
@@ -234,7 +248,7 @@ class Run:
             {threat.name: threat.describe() for threat in suite.threats},
             about={
                 "model": {"name": name, "kind": "policy", "fingerprint": None},
-                "data": source.describe(),
+                "data": self.tested_on.describe(),
                 "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
                 "seed": self.config.seed,
             },
@@ -248,12 +262,11 @@ class Run:
         Args:
             on_progress: called with the number of examples that are done and that of all.
         """
-        config, suite = self.config, self._suite
-        if CLEAN.name not in config.evaluation.threats:
+        suite = self._suite
+        if CLEAN.name not in self.config.evaluation.threats:
             return
-        source = open_source("scenes", config.evaluation.num_problems, config.data)
         chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
-        write_gallery(suite, source.problems, chosen, self.folder / GALLERY, on_progress)
+        write_gallery(suite, self.tested_on.problems, chosen, self.folder / GALLERY, on_progress)
 
     @property
     def model_folder(self) -> Path | str:
@@ -282,19 +295,37 @@ class Run:
 
 def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -> Run:
     """Load the model, build the method, and write configuration and provenance into the run folder."""
-    use_threads(config.threads)
-    torch.manual_seed(config.seed)
-    policy = load_policy(config.model)
-    grader = Grader(config.reward)
+    policy, grader = open_policy(config)
     method = _method(config, policy, grader)
     stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
-    validate = partial(_validate, config, policy, grader)
-    trainer = Trainer(method, stream, config.trainer, folder, validate, on_step, num_steps=config.steps)
+    problems = SceneProblems("validation", config.num_validation, config.data)
+    trainer = Trainer(
+        method,
+        stream,
+        config.trainer,
+        folder,
+        partial(validate, config, policy, grader, problems),
+        on_step,
+        num_steps=config.steps,
+    )
+    tested_on = open_source("scenes", config.evaluation.num_problems, config.data)
+    begin_folder(config, folder, origin(config))
+    return Run(config, config.method.name, folder, policy, grader, trainer, tested_on)
+
+
+def open_policy(config: TrainingConfig) -> tuple[Policy, Grader]:
+    """The policy that a run starts from, and what grades it; torch has the run's threads and seed."""
+    use_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return load_policy(config.model), Grader(config.reward)
+
+
+def begin_folder(config: TrainingConfig, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write configuration and provenance into the run folder."""
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        append_jsonl(folder / PROVENANCE, origin(config))
+        append_jsonl(folder / PROVENANCE, provenance)
         write_config(config, folder / CONFIG)
-    return Run(config, folder, policy, grader, trainer)
 
 
 def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
@@ -303,9 +334,10 @@ def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
     for sharded in (policy, reference):
         if sharded is not None:
             sharded.shard()
+    num_updates = config.steps * config.method.num_minibatches
     return METHODS[type(config.method)](
         config.method,  # type: ignore[arg-type]
-        Player("policy", policy, config.optim),
+        Player("policy", policy, config.optim, num_updates),
         reference,
         grader,
         config.sampling,
@@ -315,10 +347,9 @@ def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
     )
 
 
-def _validate(config: RunConfig, policy: Policy, grader: Grader) -> Metrics:
+def validate(config: TrainingConfig, policy: Policy, grader: Grader, problems: Sequence[Problem]) -> Metrics:
     """How the policy does on the validation problems: greedily on all, sampled on the first few."""
-    problems = SceneProblems("validation", config.num_validation, config.data)
-    setting = replace(config.evaluation, num_problems=config.num_validation, threats=("clean",))
+    setting = replace(config.evaluation, num_problems=len(problems), threats=("clean",))
     outcomes = evaluate(policy, problems, setting, config.sampling, grader, seed=0)
     few = [problems[i] for i in range(min(PROBE_SIZE, len(problems)))]
     sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
@@ -344,35 +375,39 @@ def surroundings(seed: int) -> dict[str, Any]:
     }
 
 
-def origin(config: RunConfig) -> dict[str, Any]:
+def origin(config: TrainingConfig) -> dict[str, Any]:
     """What a start of a training run leaves in ``provenance.jsonl``."""
     return {**surroundings(config.seed), "model": fingerprint(config.model.path)}
 
 
-def changed_since(folder: Path, model: str) -> str | None:
-    """Which of ``scenes`` and ``model`` is another one than at the first start in ``folder``; None if neither is.
+def changed_since(folder: Path, model: str, data: str | None = None) -> str | None:
+    """Which of ``scenes``, ``model`` and ``data`` is not what it was at the first start in ``folder``; None if all are.
 
     Args:
         model: the fingerprint of the model as it is now.
+        data: that of the data, of runs that keep one.
     """
     first = next(iter(read_jsonl(folder / PROVENANCE)), {})
-    return next((name for name, now in (("scenes", GENERATION), ("model", model)) if first.get(name) != now), None)
+    now = {"scenes": GENERATION, "model": model, "data": data}
+    return next((name for name in now if first.get(name) != now[name]), None)
 
 
 def check_resumable(
-    config: RunConfig,
+    config: TrainingConfig,
     folder: Path,
     *,
     free: Sequence[str] = ("steps", "trainer", "threads"),
     model: str | None = None,
+    data: str | None = None,
 ) -> None:
-    """ConfigError if ``folder`` holds a run of another configuration, model or generation of scenes.
+    """ConfigError if ``folder`` holds a run of another configuration, model, data or generation of scenes.
 
     Args:
         free: settings that may differ, because they do not change the steps that were done.
         model: the fingerprint of the model, if it was taken already: a large one takes a while to read.
+        data: as in ``changed_since``.
     """
-    saved = read_config(RunConfig, folder / CONFIG)
+    saved = read_config(type(config), folder / CONFIG)
     mine, theirs = to_dict(replace(config, out=None)), to_dict(replace(saved, out=None))
     # The test before training is not made again, so the one after it must be the same.
     is_tested = (folder / "test-before.jsonl").exists()
@@ -381,7 +416,7 @@ def check_resumable(
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
-    changed = changed_since(folder, model or fingerprint(config.model.path))
+    changed = changed_since(folder, model or fingerprint(config.model.path), data)
     if changed:
         raise ConfigError(
             f"{folder} was begun with another version of its {changed}: finish it with that version, or start anew"

@@ -46,6 +46,7 @@ class _Spec:
 _SHARE = Axis(is_share=True)
 _SPECS = (
     _Spec(("reward",), "Reward", Axis(), is_main=True),
+    _Spec(("nll", "validation/nll"), "Negative log-likelihood, nats per token", Axis(), is_main=True),
     _Spec(("accuracy",), "Accuracy of sampled answers", _SHARE, is_main=True),
     _Spec(("validation/accuracy", "validation/sampled_accuracy"), "Validation accuracy", _SHARE, is_main=True),
     _Spec(("entropy",), "Entropy, nats per token", Axis(), is_main=True),
@@ -133,7 +134,9 @@ def smoothed(points: Sequence[Point], window: int) -> list[Point]:
 
 def smoothing(runs: Sequence[Metrics]) -> str:
     """How the curves of these runs are smoothed, in words; empty if they are not."""
-    window = max((_window(len(_curve(metrics, "reward"))) for metrics in runs), default=1)
+    # What every step of a run logs: of reinforcement the one, of supervised training the other.
+    windows = [_window(len(_curve(metrics, name))) for metrics in runs for name in ("reward", "nll")]
+    window = max(windows, default=1)
     return f"Lines are means of the {window} steps around each, faint lines the single steps." if window > 1 else ""
 
 
@@ -198,7 +201,8 @@ def _names_of(spec: _Spec, metrics: Metrics) -> list[str]:
 
 def _short(name: str, spec: _Spec) -> str:
     if len(spec.names) > 1:
-        return {"accuracy": "greedy", "sampled_accuracy": "sampled"}.get(name.split("/")[-1], name)
+        words = {"accuracy": "greedy", "sampled_accuracy": "sampled", "nll": "training", "validation/nll": "validation"}
+        return words.get(name, words.get(name.split("/")[-1], name))
     return name.removeprefix(spec.names[0] + "/") if name != spec.names[0] else "all"
 
 

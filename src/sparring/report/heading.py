@@ -44,16 +44,16 @@ def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) ->
     method = _part(run.config, "method").get("name")
     num_done = max((int(s) for r in run.metrics if (s := number(r.get("step"))) is not None), default=0)
     steps = number(run.config.get("steps"))
-    data = _part(run.config, "data")
     facts = [
         ("method", name_of(method)),
         ("model", _model(run.config, run.starts)),
-        ("data", f"generated scenes, {name_of(data.get('num_train'))} for training" if data else ""),
+        ("data", _training_data(run.config)),
         ("steps", f"{num_done} of {steps:.0f} done" if steps is not None else str(num_done)),
         ("tested weights", f"step {best}, the best on validation" if run.after and best is not None else ""),
         ("seed", name_of(run.config.get("seed"))),
     ]
     is_going = steps is not None and num_done < steps
+    verb = "sft" if method == "sft" else "train"
     config = shlex.quote(str(run.path / "config.json"))
     missing = [
         ("no step yet", not run.metrics),
@@ -68,7 +68,7 @@ def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) ->
         verdict=_run_verdict(differences(changes), num_done, steps),
         facts=_known(facts),
         origin=_origin(run.starts),
-        command=f"sparring train --config {config} --out {shlex.quote(f'{run.path}-again')}" if run.config else "",
+        command=f"sparring {verb} --config {config} --out {shlex.quote(f'{run.path}-again')}" if run.config else "",
         missing=[what for what, is_missing in missing if is_missing],
     )
 
@@ -252,6 +252,20 @@ def _origin(starts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("starts", f"{len(starts)}; it was resumed" if len(starts) > 1 else ""),
     ]
     return _known(found)
+
+
+def _training_data(config: Mapping[str, Any]) -> str:
+    """What a training run learned from; of supervised ones the setting ``data`` is a name."""
+    data = config.get("data")
+    if not isinstance(data, str):
+        drawn = _part(config, "data")
+        return f"generated scenes, {name_of(drawn.get('num_train'))} for training" if drawn else ""
+    if config.get("teachers") is not None:
+        return f"responses of teachers in {name_of(config['teachers'])} to problems of {name_of(data)}"
+    if data != "scenes":
+        return f"responses in {name_of(data)}"
+    style = config.get("style")
+    return "generated scenes with their reasoning" + (f" in the style {name_of(style)}" if style is not None else "")
 
 
 def _model(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> str:

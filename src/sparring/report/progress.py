@@ -49,7 +49,7 @@ class _Bar:
 
 
 class TrainingProgress(_Bar):
-    """Steps, with reward, accuracy, entropy, seconds per step and the time left."""
+    """Steps, with reward, accuracy, entropy, negative log-likelihood, seconds per step and the time left."""
 
     def __init__(self, console: Console, num_steps: int) -> None:
         super().__init__(console, "training", num_steps, TextColumn("{task.fields[values]}"), is_transient=False)
@@ -61,7 +61,7 @@ class TrainingProgress(_Bar):
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the last step's values."""
-        shown = {"reward": ".2f", "accuracy": ".2f", "entropy": ".3f"}
+        shown = {"reward": ".2f", "accuracy": ".2f", "entropy": ".3f", "nll": ".3f"}
         parts = [f"{name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics]
         values = "  ".join([*parts, f"{metrics['seconds']:.1f} s/step"])
         self.progress.update(self.task, completed=step, values=values)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sparring.data.scenes.questions import TAUGHT, Family, ask
+from sparring.data.scenes.questions import TAUGHT, Family, Question, ask
 from sparring.data.scenes.world import SIZE, Scene, draw_scene, render
 from sparring.seeding import derive_seed
 from sparring.types import Problem
@@ -80,6 +80,31 @@ class SceneProblems(Sequence[Problem]):
         return self.num_problems
 
     def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
+        scene, question = self.asked(index)
+        return Problem(
+            id=f"{self._id_prefix}{index}",
+            question=question.text,
+            images=(render(scene, grain=self.config.grain, canvas=self.config.canvas),),
+            answer=question.answer,
+            answer_kind=question.answer_kind,
+            boxes=tuple(thing.box_on(self.config.canvas) for thing in question.things),
+            family=question.family,
+            difficulty=scene.difficulty,
+        )
+
+    @property
+    def _id_prefix(self) -> str:
+        return f"scenes-{self.config.seed}-{self.split}-"
+
+    def index_of(self, problem_id: str) -> int | None:
+        """Where a problem of this split stands; None for an id that is none of its problems'."""
+        number = problem_id.removeprefix(self._id_prefix)
+        if not number.isdecimal() or problem_id != f"{self._id_prefix}{int(number)}" or int(number) >= len(self):
+            return None
+        return int(number)
+
+    def asked(self, index: int) -> tuple[Scene, Question]:
+        """The scene of a problem and the question about it."""
         if not 0 <= index < self.num_problems:
             raise IndexError(f"{self.split} has {self.num_problems} problems, asked for number {index}")
         scene, rng = self.scene(index)
@@ -87,16 +112,7 @@ class SceneProblems(Sequence[Problem]):
         for _ in range(_MAX_DRAWS):
             question = ask(scene, family, rng)
             if question is not None:
-                return Problem(
-                    id=f"scenes-{self.config.seed}-{self.split}-{index}",
-                    question=question.text,
-                    images=(render(scene, grain=self.config.grain, canvas=self.config.canvas),),
-                    answer=question.answer,
-                    answer_kind=question.answer_kind,
-                    boxes=tuple(thing.box_on(self.config.canvas) for thing in question.things),
-                    family=question.family,
-                    difficulty=scene.difficulty,
-                )
+                return scene, question
             scene = self._draw(rng)
         raise RuntimeError(f"no scene in {_MAX_DRAWS} allows a question of family {family!r}: check its conditions")
 

@@ -9,13 +9,15 @@ reinforcement can find out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from sparring.data.scenes.questions import SIDES, Question, matching
 from sparring.data.scenes.world import COLOURS, GRID, SHAPES, Scene, Thing
 
-STYLES = ("list", "regions", "glance", "verify")
+Style = Literal["list", "regions", "glance", "verify"]
+STYLES: tuple[Style, ...] = get_args(Style)
 STYLE_SHARES: dict[str, tuple[float, float, float, float]] = {
     "counting": (0.28, 0.20, 0.34, 0.18),
     "relation": (0.40, 0.20, 0.12, 0.28),
