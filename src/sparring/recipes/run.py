@@ -48,6 +48,8 @@ from sparring.models.policy import Policy, Precision
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.policy_loss import PolicyLossConfig
 from sparring.provenance import append_jsonl, environment, git_state, read_jsonl, write_text
+from sparring.recipes import judging
+from sparring.recipes.judging import JudgeConfig
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -96,6 +98,8 @@ class RunConfig:
     """How responses are drawn."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What they are paid for."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges answers, where the reward says that they are judged."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -114,6 +118,7 @@ class RunConfig:
             raise ValueError(f"num_validation={self.num_validation} must be >= 1: they choose the best checkpoint")
         if self.sampling.greedy:
             raise ValueError("sampling.greedy is for testing: in training all responses of a group would be the same")
+        judging.check_judge(self.reward, self.judge)
         check_threads(self.threads)
 
 
@@ -236,6 +241,7 @@ class Run:
                 "model": {"name": name, "kind": "policy", "fingerprint": None},
                 "data": source.describe(),
                 "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
+                "grading": self.grader.describe(),
                 "seed": self.config.seed,
             },
             sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
@@ -285,7 +291,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     use_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = load_policy(config.model)
-    grader = Grader(config.reward)
+    grader = Grader(config.reward, judging.open_judge(config.reward, config.judge, folder))
     method = _method(config, policy, grader)
     stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
     validate = partial(_validate, config, policy, grader)
@@ -378,6 +384,7 @@ def check_resumable(
     is_tested = (folder / "test-before.jsonl").exists()
     for name in (*free, *(() if is_tested else ("evaluation",))):
         del mine[name], theirs[name]
+    mine["judge"], theirs["judge"] = judging.what_counts(config.judge), judging.what_counts(saved.judge)
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")

@@ -24,6 +24,7 @@ from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, 
 from sparring.models.families import bundled_path, family_of, fingerprint
 from sparring.models.policy import Policy
 from sparring.provenance import append_jsonl, read_jsonl, write_text
+from sparring.recipes.judging import open_judge
 from sparring.recipes.run import (
     CONFIG,
     PROVENANCE,
@@ -267,7 +268,8 @@ class _Work:
     def _do(self, task: Task, on_step: Callable[[int], None]) -> None:
         """Train to the last step, and test under the conditions that were not tested yet."""
         if task.arm is None:
-            with Grader(task.config.reward) as grader:
+            judge = open_judge(task.config.reward, task.config.judge, task.folder)
+            with Grader(task.config.reward, judge) as grader:
                 policy = load_policy(task.config.model)
                 _note_origin(task)
                 self._test(task, policy, grader)
