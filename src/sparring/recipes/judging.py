@@ -35,9 +35,7 @@ def check_judge(reward: RewardConfig, config: JudgeConfig) -> None:
         missing = "judge.endpoint.model" if config.url else "judge.url"
         raise ValueError(f"reward.answer_by='judge' needs {missing}: name the judge's server and its model there")
     if reward.answer_by == "rules" and config.url:
-        raise ValueError(
-            "judge.url is set, and reward.answer_by='rules' asks no judge: set 'judge', or leave out the url"
-        )
+        raise ValueError("judge.url is set, and reward.answer_by='rules' asks no judge: set 'judge', or leave it out")
 
 
 def open_judge(reward: RewardConfig, config: JudgeConfig, folder: Path | None) -> Judge | None:
@@ -53,6 +51,11 @@ def open_judge(reward: RewardConfig, config: JudgeConfig, folder: Path | None) -
     cache = None if folder is None else folder / CACHE
     endpoint = Endpoint(config.url, config.endpoint, cache, option="--judge.endpoint")
     return Judge(endpoint, config.endpoint.model, config.max_tokens)
+
+
+def who_judges(reward: RewardConfig, config: JudgeConfig) -> tuple[object, ...]:
+    """Equal for those whose answers are graded in one way: of others no difference means anything."""
+    return reward.answer_by, reward.math_backend, what_counts(config)
 
 
 def what_counts(config: JudgeConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.configs import ConfigError, from_dict, nearest, to_dict
-from sparring.recipes.judging import what_counts
+from sparring.recipes.judging import who_judges
 from sparring.recipes.run import PRESETS, RunConfig, check_threads
 from sparring.recipes.study.conditions import SEED, Condition
 
@@ -105,9 +105,10 @@ class Study:
         for arm in self.arms:
             if not arm.name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"arm {arm.name!r}: it names folders; use letters, digits, '-' and '_'")
-            if self.config(arm).model != self.config(self.arms[0]).model:
+            own, first = self.config(arm), self.config(self.arms[0])
+            if own.model != first.model:
                 raise ConfigError(f"arm {arm.name} starts from another model than {self.arms[0].name}: use one for all")
-            if _grading(self.config(arm)) != _grading(self.config(self.arms[0])):
+            if who_judges(own.reward, own.judge) != who_judges(first.reward, first.judge):
                 raise ConfigError(
                     f"arm {arm.name} has its answers graded in another way than {self.arms[0].name} (reward.answer_by, "
                     "reward.math_backend, judge): use one for all"
@@ -160,11 +161,6 @@ class Study:
             "conditions": [to_dict(condition) for condition in self.conditions],
             "arms": {arm.name: {"preset": arm.preset, "config": to_dict(self.config(arm))} for arm in self.arms},
         }
-
-
-def _grading(config: RunConfig) -> tuple[object, ...]:
-    """Who judges answers: of arms that are graded in different ways no difference means anything."""
-    return config.reward.answer_by, config.reward.math_backend, what_counts(config.judge)
 
 
 def picked(study: Study, only: Sequence[str]) -> set[tuple[str, int]]:
