@@ -18,11 +18,9 @@ from sparring.cli import main
 from sparring.configs import ConfigError
 from sparring.recipes.study import Arm, Condition, Study, StudyOptions, run_study
 
-HURRY = ["--judge.endpoint.first-wait-seconds", "0.01", "--judge.endpoint.deadline-seconds", "0.5"]
-
 
 def judged_by(url: str, model: str = "judge") -> list[str]:
-    return ["--reward.answer-by", "judge", "--judge.url", url, "--judge.endpoint.model", model, *HURRY]
+    return ["--reward.answer-by", "judge", "--judge.url", url, "--judge.endpoint.model", model]
 
 
 @contextmanager
@@ -33,7 +31,7 @@ def mortal(folder: Path, num_answers: int) -> Iterator[tuple[ChatServer, threadi
     def serve(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with lock:
             is_up = mended.is_set() or not folder.exists() or next(given, None) is not None
-        (judge_by(has_even_length) if is_up else status(503, "out of memory"))(handler, body)
+        (judge_by(has_even_length) if is_up else status(400, "out of memory"))(handler, body)
 
     with chat_server(otherwise=serve) as server:
         yield server, mended
@@ -85,7 +83,7 @@ def test_a_run_goes_on_after_its_judge_was_down(
     capsys.readouterr()
     with mortal(parts / "checkpoints" / "step-000001", 3) as (server, mended):
         message = refused(training(tiny, "--out", str(parts), *judged_by(server.url)), capsys)
-        for part in (server.url, "503: out of memory", f"go on with: sparring train --resume {parts}"):
+        for part in (server.url, "400: out of memory", f"go on with: sparring train --resume {parts}"):
             assert part in message
         assert [record["step"] for record in logged(parts) if "loss" in record] == [1], "it died in the second step"
         num_kept, num_before = len(list((parts / "judge").glob("*.json"))), len(server.bodies)
