@@ -42,7 +42,7 @@ FULL = {"value": 1.0, "low": 0.8871, "high": 1.0}
 
 def card(*severities: str) -> dict[str, Any]:
     entry = {"kind": "text", "accuracy": FULL, "drop": WIDE, "right_to_wrong": 0.2044, "wrong_to_right": 0.1044}
-    entry |= {"families": {}, "yes_no": None, "corruption": "jpeg_compression"}
+    entry |= {"families": {}, "yes_no": None, "corruption": "jpeg_compression", "agreement": None}
     names = ("clean", "misleading_hint:2+jpeg_compression:3", "random_sign:16/255")
     by_name = {"jpeg_compression": {"severities": dict.fromkeys(severities, FULL), "mean": FULL}}
     mce = {"value": 1.25, "relative": None, "reference": "bundled", "notes": ["relative mCE undefined: fog"]}
@@ -123,7 +123,12 @@ def test_what_a_card_says_in_one_figure() -> None:
         "relative mCE undefined: fog",
         "check failed: pgd:4/255, a: why",
     ]
-    assert card_lines({"corruptions": None, "checks": []}) == []
+    plain = card("3") | {"corruptions": None, "checks": []}
+    assert card_lines(plain) == []
+    plain["threats"]["clean"]["agreement"] = 0.9751
+    plain["grading"] = {"answer_by": "judge", "math_backend": "math_verify", "judge": "M", "protocol": "ril-1-0"}
+    said = "answers graded by M (protocol ril-1-0); the rules say the same of 97.5 % on clean pictures"
+    assert card_lines(plain) == [said]
 
 
 def test_a_comparison_fits_into_80_columns() -> None:

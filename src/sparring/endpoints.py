@@ -62,7 +62,7 @@ class EndpointConfig:
     first_wait_seconds: float = 1.0
     """Wait before the second attempt, in seconds, > 0; doubled before each further one, at most 60."""
     cache: Path | None = None
-    """Folder of answers; none uses one inside the evaluation's folder."""
+    """Folder of answers; none uses one inside the folder of the run or evaluation."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -92,11 +92,14 @@ class Endpoint:
     Args:
         url: up to and with the version, e.g. ``http://localhost:8000/v1``.
         cache: folder of answers unless the configuration names one, made if it is not there; None keeps none.
+        option: what the command line calls the configuration, for errors.
 
     Raises UserError for a URL that cannot be one or holds a secret, and for a key that is not set.
     """
 
-    def __init__(self, url: str, config: EndpointConfig, cache: Path | None = None) -> None:
+    def __init__(
+        self, url: str, config: EndpointConfig, cache: Path | None = None, *, option: str = "--endpoint"
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("the endpoint is not an http or https address, e.g. http://localhost:8000/v1")
@@ -104,9 +107,10 @@ class Endpoint:
             # Not shown: it may be the key.
             raise UserError("the endpoint's address holds a name, a password or a query: keys go into api_key_env")
         if not config.model:
-            raise UserError(f"name the model that {url} should run: --endpoint.model")
+            raise UserError(f"name the model that {url} should run: {option}.model")
         self.url = url.rstrip("/")
         self.config = config
+        self._option = option
         self._key = _key(config)
         self._cache = config.cache or cache
         if self._cache is not None:
@@ -185,7 +189,8 @@ class Endpoint:
                 if time.monotonic() + delay >= end:
                     raise EndpointError(
                         f"{self.url}: no answer in {len(reasons)} attempts within {self.config.deadline_seconds:g} s "
-                        f"({'; '.join(dict.fromkeys(reasons))}): check the server, or raise --endpoint.deadline-seconds"
+                        f"({'; '.join(dict.fromkeys(reasons))}): check the server, or raise "
+                        f"{self._option}.deadline-seconds"
                     ) from error
             await asyncio.sleep(delay)
             pause = min(60.0, 2 * pause)
@@ -208,8 +213,8 @@ class Endpoint:
             raise _Passing(f"status {status}: {said}", _retry_after(response.headers.get("retry-after")))
         if status != 200:
             raise EndpointError(
-                f"{self.url}: status {status}: {said}; mend the request: --endpoint.model, --endpoint.api-key-env, "
-                "data",
+                f"{self.url}: status {status}: {said}; mend the request: {self._option}.model, "
+                f"{self._option}.api-key-env, data",
                 is_refusal=True,
             )
         answer = _answer(content)

@@ -29,11 +29,12 @@ def records(threat: str, right: str, **more: Any) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def about(fingerprint: str = "f", name: str = "model") -> dict[str, Any]:
+def about(fingerprint: str = "f", name: str = "model", grading: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "model": {"name": name, "kind": "policy", "fingerprint": None},
         "data": {"name": "d", "num_problems": 10, "fingerprint": fingerprint, "num_bad": 0},
         "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": 9},
+        "grading": {"answer_by": "rules", "math_backend": "math_verify"} if grading is None else grading,
         "seed": 0,
     }
 
@@ -47,6 +48,7 @@ def card_of(rights: dict[str, str], reference: dict[str, Any] | None = None, **m
 
 
 CLEAN = "1111111100"
+JUDGED = {"answer_by": "judge", "math_backend": "math_verify", "judge": "M", "protocol": "ril-1-0"}
 CLEAN_THREAT = parse_threats(["clean"])[0].describe()
 
 
@@ -118,6 +120,7 @@ def test_mce_that_would_divide_by_nothing_is_undefined_and_says_where() -> None:
     ("rights", "more", "said"),
     [
         ({"clean": CLEAN, "fog:1": CLEAN}, {"fingerprint": "g"}, "other data"),
+        ({"clean": CLEAN, "fog:1": CLEAN}, {"grading": JUDGED}, r"another way \(M \(protocol ril-1-0\), here rules"),
         ({"clean": CLEAN, "fog:2": CLEAN}, {}, "lacks fog at severity 1"),
         ({"clean": CLEAN, "snow:1": CLEAN}, {}, "lacks fog at severity 1"),
         ({"clean": CLEAN}, {}, "has no corruptions"),
@@ -211,6 +214,32 @@ def test_as_markdown() -> None:
     # Even places 1 0 0 0 0, odd places 1 0 0 0 0 on blank; of fog:2 even 1 1 0 0 0.
     assert "| threat | even | odd |" in text and "| blank | 20.0 [3.6, 62.4] | 20.0 [3.6, 62.4] |" in text
     assert "says yes" not in text
+
+
+def test_a_judged_card_names_its_judge_and_how_often_the_rules_agree() -> None:
+    # The rules say right of the first two; the judge says so of the first and the third: they agree on 1 and 4.
+    by_rules = ["correct", "correct", "no_answer", "wrong"]
+    found = [r | {"reason_by_rules": why} for r, why in zip(records("clean", "1010"), by_rules, strict=True)]
+    card = build_card(found, {"clean": CLEAN_THREAT}, about=about(grading=JUDGED), sets={})
+    assert card["threats"]["clean"]["agreement"] == 0.5
+    said = "Answers graded by M (protocol ril-1-0); the rules say the same of 50.0 % on clean pictures."
+    assert said in card_markdown(card)
+    plain = card_of({"clean": CLEAN})
+    assert plain["threats"]["clean"]["agreement"] is None
+    assert "Answers graded by rules (math_verify).\n" in card_markdown(plain)
+
+
+def test_mce_is_against_a_reference_of_the_same_judge() -> None:
+    rights = {"clean": CLEAN, "fog:1": "1111110000"}
+    judged = card_of(rights, card_of(rights, grading=JUDGED), grading=dict(JUDGED))
+    assert judged["corruptions"]["mce"]["value"] == 1
+    # Cards of before there were judges say nothing, and were graded by rules.
+    old = card_of(rights)
+    del old["grading"]
+    assert card_of(rights, old)["corruptions"]["mce"]["value"] == 1
+    for other in ({"judge": "N"}, {"protocol": "ril-1-1"}, {"answer_by": "rules"}):
+        with pytest.raises(UserError, match="graded in another way"):
+            card_of(rights, card_of(rights, grading=JUDGED | other), grading=JUDGED)
 
 
 def test_names_of_others_do_not_break_a_table() -> None:

@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 
 from sparring.configs import to_dict
+from sparring.endpoints import EndpointConfig
 from sparring.evaluation.comparison import Tested, compare, read_tested
 from sparring.evaluation.settings import ATTACKS, settings_of
 from sparring.evaluation.suite import EvaluationConfig
 from sparring.evaluation.threats import ATTACKS as KNOWN
 from sparring.evaluation.threats import ThreatConfig
+from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import RunConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig
+from sparring.rewards import RewardConfig
 from sparring.rollout import SamplingConfig
 
 EVALUATION = TestingConfig(attack=AttackSettings(num_steps=20, num_restarts=3, surrogate="other"), seed=4)
+RULES = {"answers judged by": "rules", "mathematics compared by": "math_verify"}
 RUN = RunConfig(seed=7, evaluation=EvaluationConfig(strength=ThreatConfig(attack_radius=8 / 255, attack_steps=6)))
 
 
@@ -42,7 +46,7 @@ def test_every_attack_is_known() -> None:
 
 def test_settings_of_an_evaluation() -> None:
     config = to_dict(EVALUATION)
-    decoding = {"temperature": "greedy", "longest response": 64}
+    decoding = {"temperature": "greedy", "longest response": 64} | RULES
     attack = {
         "attack steps": 20, "attack restarts": 3, "attack step (in radii over steps)": 2.5, "attack momentum": 0.0,
     }  # fmt: skip
@@ -55,12 +59,12 @@ def test_settings_of_an_evaluation() -> None:
     once = to_dict(replace(EVALUATION, attack=AttackSettings(num_restarts=1)))
     assert "seed" not in settings_of("pgd:4/255", {}, once)
     sampled = to_dict(replace(EVALUATION, temperature=0.7, num_samples=4))
-    assert settings_of("clean", {}, sampled) == {"temperature": 0.7, "longest response": 64, "seed": 4}
+    assert settings_of("clean", {}, sampled) == {"temperature": 0.7, "longest response": 64, "seed": 4} | RULES
 
 
 def test_settings_of_a_run() -> None:
     config = to_dict(RUN)
-    decoding = {"temperature": "greedy", "longest response": RUN.sampling.max_new_tokens}
+    decoding = {"temperature": "greedy", "longest response": RUN.sampling.max_new_tokens} | RULES
     steps = {"attack steps": 6, "attack restarts": 1}
     assert settings_of("attacked", {}, config) == decoding | steps | {"attack budget": "8/255"}
     assert settings_of("noisy", {}, config) == decoding | {"standard deviation of the noise": 0.12}
@@ -90,6 +94,34 @@ def test_what_was_done_stands_in_the_card() -> None:
     found = settings_of("pgd:4/255", card, to_dict(EVALUATION))
     assert (found["temperature"], found["longest response"], found["seed"]) == (0.5, 9, 1)
     assert (found["attack steps"], found["attack restarts"]) == (5, 3)
+
+
+def judged(model: str) -> dict[str, Any]:
+    judge = JudgeConfig("http://localhost:1/v1", EndpointConfig(model=model))
+    return to_dict(replace(EVALUATION, reward=RewardConfig(answer_by="judge"), judge=judge))
+
+
+def test_tests_that_were_graded_in_different_ways() -> None:
+    answered = outcomes("clean", "fog:1")
+    by_rules, by_m, by_n = (
+        Tested("x", answered, config=config) for config in (to_dict(EVALUATION), judged("M"), judged("N"))
+    )
+    assert apart(by_rules, by_m) == [("answers judged by", "rules", "M", ["clean", "fog:1"])]
+    assert apart(by_m, by_n) == [("answers judged by", "M", "N", ["clean", "fog:1"])]
+    # Before there were judges nobody said so.
+    old = to_dict(EVALUATION)
+    del old["reward"]["answer_by"], old["judge"]
+    assert apart(Tested("x", answered, config=old), by_rules) == []
+    assert apart(Tested("x", answered, config=old), by_m) == apart(by_rules, by_m)
+    # What was done stands in the card: another prompt is another protocol.
+    cards = [{"grading": {"answer_by": "judge", "judge": "M", "protocol": p}} for p in ("ril-1-0", "ril-1-1")]
+    first, second = (Tested("x", answered, card=card, config=judged("M")) for card in cards)
+    assert apart(first, second) == [("protocol of the judge", "ril-1-0", "ril-1-1", ["clean", "fog:1"])]
+    assert apart(first, by_m) == []
+    ruler = to_dict(replace(EVALUATION, reward=RewardConfig(math_backend="mathruler")))
+    assert apart(by_rules, Tested("x", answered, config=ruler)) == [
+        ("mathematics compared by", "math_verify", "mathruler", ["clean", "fog:1"])
+    ]
 
 
 def test_what_is_not_told_makes_no_difference() -> None:

@@ -55,6 +55,7 @@ def test_group_keeps_everything_but_the_rewards():
         ("answer_weight", -0.1),
         ("answer_weight", math.nan),
         ("format_weight", math.inf),
+        ("answer_by", "vote"),
         ("math_backend", "sympy"),
         ("math_cpu_seconds", 0.0),
         ("math_cpu_seconds", math.inf),

@@ -13,6 +13,7 @@ samples that are correct: 0 or 1 with one sample. Under every threat the same pr
 | mCE | mean over C of  sum_s (1 - A) / sum_s (1 - A_ref)  (ImageNet-C, arXiv 1903.12261) | |
 | relative mCE | the same with A_clean - A in place of 1 - A | |
 | avg_at_k, strict_k | mean score of k samples; share of problems with all k correct | Wilson |
+| agreement | share of responses of which judge and rules say the same, where a judge decides | |
 | yes_no | precision, recall, F1 of "yes", share of "yes" (POPE, arXiv 2305.10355), where the truth is yes or no | |
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from sparring.errors import UserError
+from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
 from sparring.evaluation.tabulation import Record, Table, tabulate
 
@@ -52,6 +54,7 @@ def threat_entry(table: Table, clean: Table | None, description: Mapping[str, An
         "length": sum(lengths) / len(lengths) if lengths else None,
         "families": _families(table),
         "reasons": {reason: count / len(records) for reason, count in sorted(reasons.items())},
+        "agreement": agreement(records),
         "avg_at_k": _estimate(_wilson(scores)) if sampled else None,
         "strict_k": _estimate(_wilson(table.correct_PK.min(axis=1))) if sampled else None,
         "yes_no": yes_no(records),
@@ -95,6 +98,15 @@ def yes_no(records: Sequence[Record]) -> dict[str, float | int | None] | None:
         "yes_ratio": sum(says_yes) / len(asked),
         "num": len(asked),
     }
+
+
+def agreement(records: Sequence[Record]) -> float | None:
+    """Share of responses of which judge and rules say the same, correct or not; None where the rules decide."""
+    judged = [record for record in records if record.get("reason_by_rules")]
+    if not judged:
+        return None
+    same = [record["is_correct"] == (record["reason_by_rules"] == "correct") for record in judged]
+    return sum(same) / len(same)
 
 
 def corruption_entry(
@@ -161,10 +173,12 @@ def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any])
     1 is the reference's own; below 1 is better. A figure that would divide by 0, because the reference makes no error
     (or none more than on clean pictures), is None, with a note that says where.
 
-    Raises UserError if the reference was made on other data or lacks a corruption or severity.
+    Raises UserError if the reference was made on other data, was graded in another way, or lacks a corruption or
+    severity.
     """
     ours = card["corruptions"]["by_name"]
-    check_reference(reference, card["data"], [(name, int(s)) for name, own in ours.items() for s in own["severities"]])
+    graded = [(name, int(s)) for name, own in ours.items() for s in own["severities"]]
+    check_reference(reference, card["data"], card["grading"], graded)
     theirs = reference["corruptions"]["by_name"]
     errors: dict[str, dict[str, float | None]] = {}
     for name, own in ours.items():
@@ -193,12 +207,15 @@ def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any])
 
 
 def check_reference(
-    reference: Mapping[str, Any], data: Mapping[str, Any], corruptions: Sequence[tuple[str | None, int | None]]
+    reference: Mapping[str, Any],
+    data: Mapping[str, Any],
+    grading: Mapping[str, Any],
+    corruptions: Sequence[tuple[str | None, int | None]],
 ) -> None:
     """UserError unless mCE can be computed against a card.
 
     Args:
-        data: what the card that is compared with it says of its data.
+        data, grading: what the card that is compared with it says of its data and of who judged answers.
         corruptions: (name, severity) of all that it is over.
     """
     if reference["corruptions"] is None:
@@ -210,6 +227,11 @@ def check_reference(
                 f"the reference card was made on other data ({key} {theirs!r}, here {mine!r}): make it on the same "
                 "problems"
             )
+    mine, theirs = grading_in_words(grading), grading_in_words(reference.get("grading"))
+    if mine != theirs:
+        raise UserError(
+            f"the reference card was graded in another way ({theirs}, here {mine}): test it as this one is tested"
+        )
     by_name = reference["corruptions"]["by_name"]
     for name, severity in corruptions:
         if str(severity) not in by_name.get(name, {}).get("severities", {}):
@@ -231,7 +253,7 @@ def build_card(
     Args:
         records: outcomes under ``clean`` and whatever else.
         descriptions: of each threat by name, see ``Threat.describe``.
-        about: ``model``, ``data``, ``decoding`` and ``seed``, which are copied.
+        about: ``model``, ``data``, ``decoding``, ``grading`` and ``seed``, which are copied.
         sets: named sets of (corruption, severity).
         attacks, checks: what the attacks and their sanity checks say of themselves.
         reference: the card that mCE is computed against.
@@ -268,6 +290,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         f"# {card['model']['name']} on {card['data']['name']}",
         "",
         f"{card['data']['num_problems']} problems, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
+        _grading_line(card),
         "",
         *_threat_lines(card["threats"], decoding["num_samples"]),
     ]
@@ -278,6 +301,13 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         marks = {True: "passed", False: "**failed**", None: "undecided"}
         lines += ["", *(f"- {c['threat']}, {c['name']}: {marks[c['passed']]}; {c['detail']}" for c in card["checks"])]
     return "\n".join(lines) + "\n"
+
+
+def _grading_line(card: Mapping[str, Any]) -> str:
+    """Who judged the answers, and how often the rules say otherwise."""
+    line = f"Answers graded by {grading_in_words(card['grading'])}"
+    same = card["threats"]["clean"]["agreement"]
+    return f"{line}." if same is None else f"{line}; the rules say the same of {100 * same:.1f} % on clean pictures."
 
 
 def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:

@@ -31,7 +31,7 @@ def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any])
         card, config: of the folder, empty where it has none.
     """
     head = threat.partition(":")[0].rpartition("/")[2]
-    found = _decoding(card, config) | _scenes(card, config)
+    found = _decoding(card, config) | _grading(card, config) | _scenes(card, config)
     if head == "noisy":
         found["standard deviation of the noise"] = _part(config, "evaluation", "strength").get("noise_sigma")
     if head in ATTACKS:
@@ -54,6 +54,27 @@ def _decoding(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
     if "max_new_tokens" in config:
         return {"temperature": config.get("temperature") or "greedy", "longest response": config["max_new_tokens"]}
     return {}
+
+
+def grading_in_words(grading: object) -> str:
+    """Who judged answers, as a card's ``grading`` says; cards of before there were judges say nothing."""
+    told = grading if isinstance(grading, Mapping) else {}
+    if told.get("answer_by") == "judge":
+        return f"{told.get('judge')} (protocol {told.get('protocol')})"
+    return f"rules ({told.get('math_backend', 'math_verify')})"
+
+
+def _grading(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Who judged answers; configurations of before there were judges say nothing of it."""
+    told, reward = _part(card, "grading"), _part(config, "reward")
+    answer_by = told.get("answer_by", reward.get("answer_by", "rules" if reward else None))
+    if answer_by != "judge":
+        return {
+            "answers judged by": answer_by,
+            "mathematics compared by": told.get("math_backend", reward.get("math_backend")),
+        }
+    model = told.get("judge", _part(config, "judge", "endpoint").get("model"))
+    return {"answers judged by": model, "protocol of the judge": told.get("protocol")}
 
 
 def _scenes(card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class Outcome:
     answer: str = ""
     """The final answer found in the response; empty if there is none."""
     truth: str = ""
+    reason_by_rules: str = ""
+    """The reason of the rules where a judge decides; empty where they do themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,6 +352,7 @@ def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
             finish_reason=rollout.finish_reason,
             answer=extract_boxed(rollout.text) or "",
             truth=group.problem.answer,
+            reason_by_rules=rollout.reward.reasons.get("rules", ""),
         )
         found.append(outcome)
     return found

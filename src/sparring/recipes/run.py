@@ -48,6 +48,8 @@ from sparring.models.policy import Policy, Precision
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.policy_loss import PolicyLossConfig
 from sparring.provenance import append_jsonl, environment, git_state, read_jsonl, write_text
+from sparring.recipes import judging
+from sparring.recipes.judging import JudgeConfig
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
@@ -92,6 +94,8 @@ class TrainingConfig:
     """How responses are drawn."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What they are paid for."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges answers, where the reward says that they are judged."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -108,6 +112,7 @@ class TrainingConfig:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 only tests the initial model")
         if self.num_validation < 1:
             raise ValueError(f"num_validation={self.num_validation} must be >= 1: they choose the best checkpoint")
+        judging.check_judge(self.reward, self.judge)
         check_threads(self.threads)
 
 
@@ -250,6 +255,7 @@ class Run:
                 "model": {"name": name, "kind": "policy", "fingerprint": None},
                 "data": self.tested_on.describe(),
                 "decoding": {"mode": "greedy", "num_samples": 1, "temperature": None, "max_new_tokens": max_new_tokens},
+                "grading": self.grader.describe(),
                 "seed": self.config.seed,
             },
             sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
@@ -295,7 +301,7 @@ class Run:
 
 def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -> Run:
     """Load the model, build the method, and write configuration and provenance into the run folder."""
-    policy, grader = open_policy(config)
+    policy, grader = open_policy(config, folder)
     method = _method(config, policy, grader)
     stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
     problems = SceneProblems("validation", config.num_validation, config.data)
@@ -313,11 +319,12 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     return Run(config, config.method.name, folder, policy, grader, trainer, tested_on)
 
 
-def open_policy(config: TrainingConfig) -> tuple[Policy, Grader]:
+def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
     """The policy that a run starts from, and what grades it; torch has the run's threads and seed."""
     use_threads(config.threads)
     torch.manual_seed(config.seed)
-    return load_policy(config.model), Grader(config.reward)
+    judge = judging.open_judge(config.reward, config.judge, folder)
+    return load_policy(config.model), Grader(config.reward, judge)
 
 
 def begin_folder(config: TrainingConfig, folder: Path, provenance: Mapping[str, Any]) -> None:
@@ -413,6 +420,7 @@ def check_resumable(
     is_tested = (folder / "test-before.jsonl").exists()
     for name in (*free, *(() if is_tested else ("evaluation",))):
         del mine[name], theirs[name]
+    mine["judge"], theirs["judge"] = judging.what_counts(config.judge), judging.what_counts(saved.judge)
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")

@@ -120,7 +120,7 @@ def _given_pairs(config: SFTRunConfig) -> Pairs:
 
 def prepare(config: SFTRunConfig, folder: Path, splits: Splits, *, on_step: OnStep | None = None) -> Run:
     """Load the model, put the parts together, and write configuration and provenance into the run folder."""
-    policy, grader = open_policy(config)
+    policy, grader = open_policy(config, folder)
     held_out = _held_out_groups(config, policy, splits.validation)
     policy.shard()
     player = Player("policy", policy, config.optim, config.steps)

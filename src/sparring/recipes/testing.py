@@ -34,6 +34,8 @@ from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
+from sparring.recipes import judging
+from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
@@ -110,6 +112,8 @@ class TestingConfig:
     """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """How answers are compared."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges answers, where the reward says that they are judged."""
     reference: Path | None = None
     """The card.json that mCE is computed against; none computes no mCE."""
     gallery: int = 3
@@ -132,6 +136,7 @@ class TestingConfig:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be >= 1")
         check_threads(self.threads)
+        judging.check_judge(self.reward, self.judge)
         parse_threats(self.threats)
 
     @property
@@ -173,7 +178,7 @@ class Test:
         """
         config, folder = self.config, self.folder
         report = on_progress or (lambda stage, num_done, total: None)
-        with Grader(config.reward) as grader:
+        with Grader(config.reward, judging.open_judge(config.reward, config.judge, folder)) as grader:
             suite = self._suite(grader)
             log = AttackLog(folder / ATTACKS)
             outcomes = _run_suite(suite, self.source, folder / OUTCOMES, log, partial(report, "testing"))
@@ -181,7 +186,7 @@ class Test:
             card = build_card(
                 [vars(outcome) for outcome in outcomes],
                 {threat.name: threat.describe() for threat in suite.threats},
-                about=self._about(suite.subject),
+                about=self._about(suite.subject, grader),
                 sets={name: chosen.members for name, chosen in CORRUPTION_SETS.items()},
                 attacks=log.summaries(suite),
                 checks=run_checks(suite, checked, outcomes, log, partial(report, "checking attacks")),
@@ -215,7 +220,7 @@ class Test:
             surrogate=self.surrogate,
         )
 
-    def _about(self, subject: Subject) -> dict[str, Any]:
+    def _about(self, subject: Subject, grader: Grader) -> dict[str, Any]:
         config = self.config
         return {
             "model": {"name": subject.name, "kind": subject.kind, "fingerprint": self.model_fingerprint},
@@ -226,6 +231,7 @@ class Test:
                 "temperature": config.temperature,
                 "max_new_tokens": config.max_new_tokens,
             },
+            "grading": grader.describe(),
             "seed": config.seed,
         }
 
@@ -244,10 +250,12 @@ def open_test(config: TestingConfig) -> Test:
         has_surrogate=surrogate is not None,
     )
     reference = _read_reference(config.reference)
+    # Which refuses a judge that cannot be asked.
+    grading = Grader(config.reward, judging.open_judge(config.reward, config.judge, None)).describe()
     source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
     if reference is not None:
         graded = [(t.corruption, t.severity) for t in config.all_threats if t.kind == "corruption"]
-        check_reference(reference, source.describe(), graded)
+        check_reference(reference, source.describe(), grading, graded)
     policy = model_print = None
     if config.is_endpoint:
         if distributed.world_size() > 1:
@@ -337,6 +345,7 @@ def _what_counts(config: TestingConfig) -> dict[str, Any]:
     for name in ("out", "threads", "batch_size", "gallery", "reference"):
         del settings[name]
     settings["endpoint"] = config.endpoint.model
+    settings["judge"] = judging.what_counts(config.judge)
     return settings
 
 

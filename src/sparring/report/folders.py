@@ -21,6 +21,7 @@ _CARD: dict[str, Any] = {
     "model": {},
     "data": {},
     "decoding": {},
+    "grading": {},
     "reference": {},
     "threats": {"*": {"budget": {}, "families": {}, "reasons": {}, "yes_no": {}}},
     "corruptions": {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
@@ -50,6 +51,7 @@ def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) ->
         ("data", _training_data(run.config)),
         ("steps", f"{num_done} of {steps:.0f} done" if steps is not None else str(num_done)),
         ("tested weights", f"step {best}, the best on validation" if run.after and best is not None else ""),
+        ("answers graded by", _judge(run.config)),
         ("seed", name_of(run.config.get("seed"))),
     ]
     is_going = steps is not None and num_done < steps
@@ -86,6 +88,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
         ("fingerprint", name_of(model.get("fingerprint"))[:12]),
         ("data", f"{name_of(data.get('name'))}, {name_of(data.get('num_problems'))} problems" if data else ""),
         ("decoding", _decoding(decoding)),
+        ("answers graded by", name_of(grading_in_words(card["grading"])) if card.get("grading") else ""),
         ("compared with", name_of(_part(card, "reference").get("name"))),
         ("seed", name_of(card.get("seed", evaluation.config.get("seed")))),
     ]
@@ -225,6 +228,13 @@ def _points(value: Estimate) -> str:
 
 def _percent(value: Estimate) -> str:
     return f"{percent(value.value)}{_SPACE}% ({_INTERVAL} {percent(value.low)} to {percent(value.high)})"
+
+
+def _judge(config: Mapping[str, Any]) -> str:
+    """The judge of a training run; empty where rules decide, as they do unless somebody wants it otherwise."""
+    if _part(config, "reward").get("answer_by") != "judge":
+        return ""
+    return name_of(_part(_part(config, "judge"), "endpoint").get("model"))
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from sparring.evaluation.settings import grading_in_words
 from sparring.report.grid import Cell, Grid, for_terminal
 from sparring.report.text import name_of, p_value
 
@@ -123,8 +124,12 @@ def _errors(corruptions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def card_lines(card: Mapping[str, Any]) -> list[str]:
-    """What a card says in one figure: means and worst over corruptions, mCE, checks that did not pass."""
+    """What a card says in one figure: its judge, means and worst over corruptions, mCE, checks that did not pass."""
     lines = []
+    same = card["threats"]["clean"]["agreement"]
+    if same is not None:
+        grader = grading_in_words(card["grading"])
+        lines.append(f"answers graded by {grader}; the rules say the same of {_percent(same)} % on clean pictures")
     corruptions = card["corruptions"]
     if corruptions is not None:
         worst = corruptions["worst"]

@@ -5,7 +5,9 @@
 Weights 0.9 and 0.1 as in EasyR1's ``examples/reward_function/math.py``, the base of SaEI, NoisyRollout and PAPO.
 Deviations: a format stricter than theirs (:mod:`sparring.rewards.format`); plain numbers, words, options and yes/no are
 compared without a mathematics library (:mod:`sparring.rewards.answer`); the rest goes to Math-Verify, or to EasyR1's
-MathRuler on request.
+MathRuler on request. Those are the rules. ``answer_by="judge"`` pays what a language model says of the answer instead
+(:mod:`sparring.rewards.judge`), and keeps the verdict of the rules beside it, in the reasons: under ``rules`` as it is,
+under ``agreement`` as ``both``, ``neither``, ``judge_only`` or ``rules_only`` for who calls the answer correct.
 
 Both libraries can run forever on what a model wrote, and Math-Verify's own time limit uses signals, which in a thread
 make every verdict false. They run in a child process with a limit on **processor** time, so that a verdict is the same
@@ -24,17 +26,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Literal, Self, cast, get_args
+from typing import IO, Any, Literal, Self, cast, get_args
 
 from sparring import distributed
-from sparring.rewards.answer import AnswerReason, clean, compare, extract_boxed, unreadable_truth, why_no_answer
+from sparring.errors import UserError
+from sparring.rewards.answer import (
+    AnswerReason,
+    clean,
+    compare,
+    extract_boxed,
+    final_part,
+    unreadable_truth,
+    why_no_answer,
+)
 from sparring.rewards.format import check_format
+from sparring.rewards.judge import Asked, Judge, JudgeReason
 from sparring.types import FinishReason, Group, Problem, Reward
 
+AnswerBy = Literal["rules", "judge"]
 MathBackend = Literal["math_verify", "mathruler"]
 MathVerdict = Literal["correct", "wrong", "malformed", "timeout", "crashed", "unreadable_truth"]
 
@@ -52,6 +65,8 @@ class RewardConfig:
     """Reward of a correct answer; >= 0. EasyR1's default."""
     format_weight: float = 0.1
     """Reward of a well-formed response; >= 0. EasyR1's default."""
+    answer_by: AnswerBy = "rules"
+    """Who says whether an answer is correct: ``rules``, or ``judge``, a language model, as in RIL."""
     math_backend: MathBackend = "math_verify"
     """Library for answers that need mathematics: ``math_verify``, or ``mathruler`` as in EasyR1."""
     math_cpu_seconds: float = 5.0
@@ -66,6 +81,8 @@ class RewardConfig:
             raise ValueError(
                 "RewardConfig.answer_weight and format_weight are both 0: give at least one of them weight"
             )
+        if self.answer_by not in get_args(AnswerBy):
+            raise ValueError(f"RewardConfig.answer_by is {self.answer_by!r}: give one of {get_args(AnswerBy)}")
         if self.math_backend not in get_args(MathBackend):
             raise ValueError(f"RewardConfig.math_backend is {self.math_backend!r}: give one of {get_args(MathBackend)}")
         if not (math.isfinite(self.math_cpu_seconds) and self.math_cpu_seconds > 0):
@@ -77,14 +94,25 @@ class RewardConfig:
 class Grader:
     """Grades responses; a context manager, because it may own a process. Threads may share one.
 
+    Args:
+        judge: who says whether answers are correct, with ``answer_by="judge"``; None with ``rules``.
+
+    Raises ValueError if the configuration and the judge do not go together.
+
     Example::
 
         with Grader(RewardConfig()) as grader:
             reward = grader.grade(problem, text, finish_reason)
     """
 
-    def __init__(self, config: RewardConfig | None = None) -> None:
+    def __init__(self, config: RewardConfig | None = None, judge: Judge | None = None) -> None:
         self.config = config or RewardConfig()
+        if (judge is not None) != (self.config.answer_by == "judge"):
+            raise ValueError(
+                f"RewardConfig.answer_by is {self.config.answer_by!r} and the judge is {judge!r}: give a judge with "
+                "'judge', and none with 'rules'"
+            )
+        self.judge = judge
         self.math = MathProcess(self.config.math_backend, self.config.math_cpu_seconds)
 
     def __enter__(self) -> Self:
@@ -97,39 +125,91 @@ class Grader:
         """Ends the child process if there is one; the next answer that needs it starts another."""
         self.math.close()
 
+    def describe(self) -> dict[str, Any]:
+        """Who judges answers, as a card says it: ``answer_by``, ``math_backend``, and what the judge says of itself."""
+        told = {"answer_by": self.config.answer_by, "math_backend": self.config.math_backend}
+        return told if self.judge is None else told | self.judge.describe()
+
     def grade(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
         """Reward of one response; parts ``answer`` and ``format``, each 0 or 1, with reasons.
 
         Raises:
             ValueError: the problem's own answer is not one of its kind. Nothing in ``text`` raises.
             RuntimeError: the math process cannot be started.
+            UserError: the judge, asked about this response alone, gives no answer for good.
         """
-        reasons = {
-            "answer": self._grade_answer(problem, text, finish_reason),
-            "format": check_format(text, finish_reason),
-        }
-        parts = {"answer": float(reasons["answer"] == "correct"), "format": float(reasons["format"] == "ok")}
-        value = self.config.answer_weight * parts["answer"] + self.config.format_weight * parts["format"]
-        return Reward(value=value, parts=parts, reasons=reasons)
+        ruled = self._by_rules(problem, text, finish_reason)
+        if self.judge is None:
+            return ruled
+        ask = _asked(problem, text)
+        return self._judged(ruled, self.judge.verdicts([ask])[0] if ask else _nothing_said(finish_reason))
 
     def grade_group(self, group: Group) -> Group:
-        """``group`` with every rollout graded."""
-        graded = (
-            replace(rollout, reward=self.grade(group.problem, rollout.text, rollout.finish_reason))
-            for rollout in group.rollouts
-        )
-        return replace(group, rollouts=tuple(graded))
+        """``group`` with every rollout graded, one by one; :meth:`grade_groups` asks a judge about all at once."""
+        return self._each(group, self.grade)
 
     def grade_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Every group graded; of several ranks, which must all call this, each grades its share."""
-        mine = [self.grade_group(group).rollouts for group in distributed.my_share(groups)]
+        """Every group graded; of several ranks, which must all call this, each grades its share.
+
+        Raises what ``grade`` does; if one rank gets no answer from the judge, UserError on all of them.
+        """
+        by_rules = self.grade_group if self.judge is None else self._group_by_rules
+        mine = [by_rules(group).rollouts for group in distributed.my_share(groups)]
         rewards = distributed.together([[rollout.reward for rollout in graded] for graded in mine], len(groups))
-        return [
+        graded = [
             replace(
                 group, rollouts=tuple(replace(r, reward=own) for r, own in zip(group.rollouts, of_group, strict=True))
             )
             for group, of_group in zip(groups, rewards, strict=True)
         ]
+        return graded if self.judge is None else self._judged_groups(graded, self.judge)
+
+    def _judged_groups(self, groups: Sequence[Group], judge: Judge) -> list[Group]:
+        """Groups that the rules have graded, with the judge's verdict in place of theirs."""
+        asked = [_asked(group.problem, rollout.text) for group in groups for rollout in group.rollouts]
+        # Siblings often say the same. Every rank holds all of them, and so deals out the same list.
+        different = [ask for ask in dict.fromkeys(asked) if ask is not None]
+        verdicts = dict(zip(different, _verdicts(judge, different), strict=True))
+
+        def judged(group: Group) -> Group:
+            given = []
+            for rollout in group.rollouts:
+                ask = _asked(group.problem, rollout.text)
+                assert rollout.reward is not None
+                reason = verdicts[ask] if ask else _nothing_said(rollout.finish_reason)
+                given.append(replace(rollout, reward=self._judged(rollout.reward, reason)))
+            return replace(group, rollouts=tuple(given))
+
+        return [judged(group) for group in groups]
+
+    def _each(self, group: Group, grade: Callable[[Problem, str, FinishReason], Reward]) -> Group:
+        graded = (
+            replace(rollout, reward=grade(group.problem, rollout.text, rollout.finish_reason))
+            for rollout in group.rollouts
+        )
+        return replace(group, rollouts=tuple(graded))
+
+    def _group_by_rules(self, group: Group) -> Group:
+        return self._each(group, self._by_rules)
+
+    def _by_rules(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
+        reasons = {
+            "answer": self._grade_answer(problem, text, finish_reason),
+            "format": check_format(text, finish_reason),
+        }
+        return self._paid(reasons)
+
+    def _judged(self, ruled: Reward, reason: str) -> Reward:
+        """The reward with the judge's verdict for the answer, and the rules' beside it."""
+        by_rules = ruled.reasons["answer"]
+        says = {(True, True): "both", (False, False): "neither", (True, False): "judge_only"}
+        agreement = says.get((reason == "correct", by_rules == "correct"), "rules_only")
+        return self._paid({**ruled.reasons, "answer": reason, "rules": by_rules, "agreement": agreement})
+
+    def _paid(self, reasons: Mapping[str, str]) -> Reward:
+        parts = {"answer": float(reasons["answer"] == "correct"), "format": float(reasons["format"] == "ok")}
+        value = self.config.answer_weight * parts["answer"] + self.config.format_weight * parts["format"]
+        return Reward(value=value, parts=parts, reasons=reasons)
 
     def _grade_answer(self, problem: Problem, text: str, finish_reason: FinishReason) -> AnswerReason:
         answer = extract_boxed(text)
@@ -141,6 +221,31 @@ class Grader:
         if verdict == "unreadable_truth":
             raise unreadable_truth(problem)
         return verdict
+
+
+def _asked(problem: Problem, text: str) -> Asked | None:
+    """What a judge is asked about a response; None if it says nothing behind its thinking block."""
+    said = final_part(text).strip()
+    return Asked(problem.question, problem.answer, said) if said else None
+
+
+def _verdicts(judge: Judge, asked: Sequence[Asked]) -> list[JudgeReason]:
+    """The judge's verdicts; each rank asks for its share."""
+    mine: list[JudgeReason] = []
+    failure: UserError | None = None
+    try:
+        mine = judge.verdicts(distributed.my_share(asked))
+    except UserError as error:
+        failure = error
+    # The others would wait for a rank that has left: all leave together.
+    failures = [error for error in distributed.all_gather_object(failure) if error is not None]
+    if failures:
+        raise failures[0]
+    return distributed.together(mine, len(asked))
+
+
+def _nothing_said(finish_reason: FinishReason) -> AnswerReason:
+    return "truncated" if finish_reason == "length" else "no_answer"
 
 
 class MathProcess:

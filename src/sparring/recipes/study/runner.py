@@ -24,6 +24,7 @@ from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, 
 from sparring.models.families import bundled_path, family_of, fingerprint
 from sparring.models.policy import Policy
 from sparring.provenance import append_jsonl, read_jsonl, write_text
+from sparring.recipes.judging import JudgeConfig, open_judge, who_judges
 from sparring.recipes.run import (
     CONFIG,
     PROVENANCE,
@@ -48,7 +49,7 @@ from sparring.recipes.study.run_folder import (
 from sparring.recipes.study.values import Arm, Study, StudyOptions, picked
 from sparring.report.progress import TrainingProgress
 from sparring.report.study_tables import console_tables, curve_table, markdown
-from sparring.rewards import Grader
+from sparring.rewards import Grader, RewardConfig
 from sparring.trainer import METRICS
 
 RECORD = "study.json"
@@ -146,6 +147,7 @@ def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
         conditions = {condition["label"]: condition for condition in saved["conditions"]}
         num_test = saved["num_test"]
         tested = {name: arm["config"]["evaluation"] for name, arm in saved["arms"].items()}
+        graded = [(arm["config"]["reward"], arm["config"].get("judge", {})) for arm in saved["arms"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error!r}; delete it, it is made anew") from error
     for condition in study.conditions:
@@ -155,9 +157,18 @@ def _check_folder(study: Study, out: Path, tasks: Sequence[Task]) -> None:
     if num_test != study.num_test:
         raise ConfigError(f"{path} was tested with --num-test {num_test}: take that, or another --out")
     for arm in study.arms:
-        now = study.config(arm).evaluation
-        if arm.name in tested and from_dict(EvaluationConfig, tested[arm.name], str(path)) != now:
+        evaluation = study.config(arm).evaluation
+        if arm.name in tested and from_dict(EvaluationConfig, tested[arm.name], str(path)) != evaluation:
             raise ConfigError(f"{path} was tested with another evaluation of {arm.name}: take that, or another --out")
+
+    now = study.config(study.arms[0])
+    for reward, judge in graded:
+        then = who_judges(from_dict(RewardConfig, reward, str(path)), from_dict(JudgeConfig, judge, str(path)))
+        if then != who_judges(now.reward, now.judge):
+            raise ConfigError(
+                f"{path} was graded in another way (reward.answer_by, reward.math_backend, judge): take that, or "
+                "another --out"
+            )
 
 
 def _check_runs(tasks: Sequence[Task]) -> None:
@@ -267,7 +278,8 @@ class _Work:
     def _do(self, task: Task, on_step: Callable[[int], None]) -> None:
         """Train to the last step, and test under the conditions that were not tested yet."""
         if task.arm is None:
-            with Grader(task.config.reward) as grader:
+            judge = open_judge(task.config.reward, task.config.judge, task.folder)
+            with Grader(task.config.reward, judge) as grader:
                 policy = load_policy(task.config.model)
                 _note_origin(task)
                 self._test(task, policy, grader)

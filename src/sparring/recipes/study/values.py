@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.configs import ConfigError, from_dict, nearest, to_dict
+from sparring.recipes.judging import who_judges
 from sparring.recipes.run import PRESETS, RunConfig, check_threads
 from sparring.recipes.study.conditions import SEED, Condition
 
@@ -104,8 +105,14 @@ class Study:
         for arm in self.arms:
             if not arm.name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"arm {arm.name!r}: it names folders; use letters, digits, '-' and '_'")
-            if self.config(arm).model != self.config(self.arms[0]).model:
+            own, first = self.config(arm), self.config(self.arms[0])
+            if own.model != first.model:
                 raise ConfigError(f"arm {arm.name} starts from another model than {self.arms[0].name}: use one for all")
+            if who_judges(own.reward, own.judge) != who_judges(first.reward, first.judge):
+                raise ConfigError(
+                    f"arm {arm.name} has its answers graded in another way than {self.arms[0].name} (reward.answer_by, "
+                    "reward.math_backend, judge): use one for all"
+                )
 
     def config(self, arm: Arm, seed: int = 0, out: Path | None = None) -> RunConfig:
         """The configuration of one run."""
