@@ -131,9 +131,11 @@ class EndpointTeacher:
         answers = self._endpoint.try_all(
             [payload for _, payload in asked], max_failures=max(1, self._max_failures - self._num_failures)
         )
-        num_failed = sum(isinstance(answer, EndpointError) for answer in answers)
-        has_answered = any(isinstance(answer, dict) for answer in answers)
-        self._num_failures = 0 if has_answered else self._num_failures + num_failed
+        for answer in answers:
+            if isinstance(answer, dict):
+                self._num_failures = 0
+            elif isinstance(answer, EndpointError):
+                self._num_failures += 1
         replies = iter(_reply(request, answer) for (request, _), answer in zip(asked, answers, strict=True))
         return [[next(replies) for _ in range(request.num_samples)] for request in requests]
 

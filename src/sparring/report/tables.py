@@ -32,8 +32,8 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
 def teachers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """What each teacher of a cache has said, by name: ``data.teachers.TeacherFolder.summary``."""
     table = _table(
-        "Responses of teachers; right: share of all, in %",
-        ("teacher", "responses", "repeated", "left out", "cut off", "missing", "right", "tokens", "seconds"),
+        "Responses of teachers; same: texts given before, right: share of all (%)",
+        ("teacher", "responses", "same", "left out", "cut", "missing", "right", "tokens", "seconds"),
     )
     for name, summary in summaries.items():
         counts = [f"{summary[f'num_{key}']}" for key in ("responses", "duplicates", "left_out", "cut_off", "missing")]
