@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from sparring.errors import UserError
 from sparring.models.families import family_of
 from sparring.models.family import Family
-from sparring.types import Problem, View
+from sparring.types import FinishReason, Problem, View
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>")
 THINK_TOKENS = ("<think>", "</think>")
 _GAP = "\ue000"
 """Where token ids go into a rendered message: of Unicode's private use, so that no template has it."""
+
+RefusedText = Literal["empty", "special_tokens", "not_reversible", "too_long"]
+"""Why a text cannot be a response of this tokenizer's model: nothing in it; tokens that only the template or a picture
+has; another text after decoding; more tokens than a response may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +218,32 @@ class Processor:
         """The text of a response without the template's special tokens; think tags stay."""
         kept = [int(token_id) for token_id in token_ids if int(token_id) not in self._hidden_token_ids]
         return str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+    def encode_response(self, text: str, finish_reason: FinishReason, *, max_tokens: int) -> Tensor | RefusedText:
+        """The tokens of a response that someone else wrote, or why there are none; ``decode`` gives the text back.
+
+        A text has many tokenizations. This is the tokenizer's own, which need not be the one that was sampled.
+
+        Args:
+            text: untrusted, without a stop token.
+            finish_reason: after ``stop`` the end-of-sequence token follows the text.
+            max_tokens: most tokens, >= 1, with the stop token.
+
+        Returns:
+            int64 (length,), as ``Rollout.token_ids``.
+        """
+        if not text.strip():
+            return "empty"
+        token_ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if not self._hidden_token_ids.isdisjoint(token_ids) or not set(self.banned_token_ids).isdisjoint(token_ids):
+            return "special_tokens"
+        if self.decode(token_ids) != text:
+            return "not_reversible"
+        if finish_reason == "stop":
+            token_ids = [*token_ids, self.tokenizer.eos_token_id]
+        if len(token_ids) > max_tokens:
+            return "too_long"
+        return torch.tensor(token_ids, dtype=torch.int64)
 
 
 def _require(folder: Path, part: str, *names: str) -> None:
