@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sparring.data.stream import ProblemStream
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig, next_kl_coefficient, optimise
 from sparring.rewards import Grader
@@ -101,6 +102,10 @@ class PolicyLearner(Generic[Config]):
         self.max_rows = max_rows
         self.num_steps = num_steps
         self.kl_coefficient = config.loss.kl_coefficient
+
+    def step(self, stream: ProblemStream, step: int) -> Metrics:
+        """One batch of rollouts and the optimizer steps on it: each method's own."""
+        raise NotImplementedError
 
     def check(self, problems: Sequence[Problem]) -> None:
         """UserError if the method cannot train on these problems; called before anything that takes long."""

@@ -167,9 +167,7 @@ class Processor:
         text = f"{question.strip()} {instruction}" if instruction else question
         return self._prompt(self._rendered(text, sizes), sizes)
 
-    def encode_around(
-        self, before: str, after: str, sizes: Sequence[tuple[int, int]] = ()
-    ) -> tuple[Prompt, Tensor]:
+    def encode_around(self, before: str, after: str, sizes: Sequence[tuple[int, int]] = ()) -> tuple[Prompt, Tensor]:
         """A user message with a gap in its text, into which token ids can be laid as they are.
 
         Args:
