@@ -20,10 +20,13 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    RILConfig,
     ROMAConfig,
     SaEIConfig,
 )
+from sparring.methods.ril import ril_loss
 from sparring.models.policy import Policy
+from sparring.opponents.discriminator import DiscriminatorConfig, Shown
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
@@ -31,6 +34,7 @@ from sparring.rollout.collect import BatchConfig
 from sparring.trainer import Trainer, TrainerConfig
 from sparring.types import FinishReason, Metrics, Problem, Reward
 from sparring.update import OptimConfig, Player
+from teacher_folder import make_teachers, plain_texts
 from tiny_models import tiny_problem
 from toy_grader import ParityGrader
 
@@ -46,6 +50,8 @@ BATCH = BatchConfig(prompts_per_step=5)
 LOSS = PolicyLossConfig(kl_coefficient=0.1)
 ENTROPY = PolicyLossConfig(kl_coefficient=0.0, entropy_coefficient=0.01)
 STEERED = PolicyLossConfig(kl_coefficient=0.1, kl_target=0.001, kl_horizon=100)
+RIL_LOSS = replace(ril_loss(), kl_coefficient=0.1)
+RIL = {"num_updates": 2, "num_held_out": 1, "pretrain_steps": 2, "held_out_every": 2, "similarity": "continuous"}
 CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "grpo": (GRPOConfig(group_size=4, batch=BATCH, loss=LOSS), ParityGrader),
     "saei": (SaEIConfig(num_clean=2, num_adversarial=2, step_size=4 / 255, batch=BATCH, loss=LOSS), ParityGrader),
@@ -68,6 +74,10 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     ),
     # Several views in one pass on one rank, one after the other on two.
     "roma-together": (ROMAConfig(group_size=4, num_views=2, batch=BATCH, loss=LOSS), ParityGrader),
+    # Two players; teachers and discriminator come with `with_teachers`. Steps without a picture among them.
+    "ril": (RILConfig(num_student=3, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
+    "ril-adapter": (RILConfig(num_student=2, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
+    "ril-one": (RILConfig(num_student=2, num_teacher=2, batch=BatchConfig(1), loss=RIL_LOSS, **RIL), ParityGrader),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),
 }
@@ -77,6 +87,17 @@ def problems() -> list[Problem]:
     """Pictures of several sizes, one problem with two and one without any, questions of several lengths."""
     sizes = [((16, 24),), ((24, 24),), ((16, 16), (16, 24)), (), ((32, 16),), ((16, 24),), ((24, 16),)]
     return [tiny_problem(10 * n, size, question=f"What {'x' * 7 * n}?") for n, size in enumerate(sizes)]
+
+
+def with_teachers(config: RILConfig, folder: Path, case: str) -> RILConfig:
+    """The case with responses of two teachers, which the main rank writes, and a small discriminator."""
+    if distributed.is_main() and not folder.exists():
+        make_teachers(folder, problems(), {"a": plain_texts("a"), "b": plain_texts("b")})
+    distributed.barrier()
+    optim = OptimConfig(learning_rate=1e-3, token_budget=600)
+    shown: Shown = "picture" if case == "ril-one" else "response"
+    discriminator = DiscriminatorConfig(shown, adapter_rank=2 if case == "ril-adapter" else 0, optim=optim)
+    return replace(config, teachers=folder, discriminator=discriminator)
 
 
 def main() -> None:
@@ -90,11 +111,13 @@ def main() -> None:
     torch.set_num_threads(1)
     device = distributed.initialise("cpu")
     config, grader = CASES[arguments.case]
+    if isinstance(config, RILConfig):
+        config = with_teachers(config, arguments.out / "teachers", arguments.case)
     policy = Policy.load(arguments.model, device=device)
-    reference = policy.clone_frozen() if config.needs_reference else None
-    for sharded in (policy, reference):
-        if sharded is not None:
-            sharded.shard()
+    others = config.others(policy)
+    beside = [others.reference, *(opponent for opponent, _ in others.opponents.values())]
+    for sharded in {id(own.module): own for own in (policy, *beside) if own is not None}.values():
+        sharded.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     budget = 1000 if arguments.case == "roma-together" else 130
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=budget))
@@ -106,12 +129,13 @@ def main() -> None:
     method = METHODS[type(config)](
         config,  # type: ignore[arg-type]
         player,
-        reference,
+        others.reference,
         grader(),
         SamplingConfig(temperature=0.9, max_new_tokens=8),
         seed=3,
         max_rows=7,
         num_steps=arguments.steps,
+        opponents=[Player(name, opponent, optim) for name, (opponent, optim) in others.opponents.items()],
     )
 
     def validate() -> Metrics:

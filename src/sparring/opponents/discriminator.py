@@ -256,6 +256,10 @@ class Discriminator(Policy):
         question = "" if self.config.shown == "response" else problem.question
         return self._encode_text(question, sizes)[0]
 
+    def encode_closing(self) -> Tensor:
+        """What follows the response up to its label, int64 ids."""
+        return self._encode_text("", ())[1]
+
     def _encode_once(self, question: str, sizes: tuple[tuple[int, int], ...]) -> tuple[Prompt, Tensor]:
         asked = f"Question: {question.strip()}\n\n" if question else ""
         return self.processor.encode_around(f"{_TASK}{asked}{_OPEN}", _CLOSE, sizes)
@@ -277,8 +281,7 @@ class Discriminator(Policy):
         ]
 
     def _text(self, rollout: Rollout, label: int) -> Rollout:
-        closing = self._encode_text("", ())[1]
-        token_ids = torch.cat([self._spelled(rollout), closing, torch.tensor([label])])
+        token_ids = torch.cat([self._spelled(rollout), self.encode_closing(), torch.tensor([label])])
         unknown = torch.full(token_ids.shape, torch.nan)
         return replace(rollout, view=CLEAN, token_ids=token_ids, sampler_logprobs=unknown)
 
