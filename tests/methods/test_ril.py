@@ -78,7 +78,7 @@ def method_of(folder: Path, config: RILConfig, *, is_plain: bool = True) -> RIL:
                 parameter.mul_(1.05)
             for own in opponents:
                 head = own.policy.module.get_parameter("head")
-                head.copy_(0.3 * torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
+                head.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
     return RIL(config, player, others.reference, ParityGrader(), SAMPLING, seed=0, max_rows=64, opponents=opponents)
 
 
@@ -372,6 +372,7 @@ def test_it_is_registered_and_says_what_it_needs(folder: Path, cache: Path) -> N
         ({"similarity_weight": -1.0}, "similarity_weight=-1.0"),
         ({"answer_weight": math.nan}, "answer_weight=nan"),
         ({"similarity_weight": 0.0, "answer_weight": 0.0}, "at least one of them"),
+        ({"freeze_discriminator": True, "pretrain_steps": 0}, "leaves it undecided"),
         ({"batch": BatchConfig(dynamic_sampling=True)}, "dynamic_sampling=True"),
     ],
 )

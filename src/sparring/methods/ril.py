@@ -140,6 +140,11 @@ class RILConfig(LearnerConfig):
                 f"similarity_weight={self.similarity_weight} needs num_teacher >= 1: a discriminator learns from both "
                 "sides; set it to 0 to train without one"
             )
+        if self.freeze_discriminator and self.pretrain_steps == 0 and self.discriminator.path is None:
+            raise ValueError(
+                "freeze_discriminator=True with pretrain_steps=0 leaves it undecided: pre-train it, or give "
+                "discriminator.path"
+            )
         if self.batch.dynamic_sampling:
             raise ValueError(
                 "batch.dynamic_sampling=True: whether a group has signal is known only after the discriminator's "
