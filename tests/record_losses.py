@@ -65,8 +65,9 @@ def inputs_digest() -> str:
 
 
 def taught(problem: Problem) -> list[str]:
-    """What a teacher says: the truth, and something else."""
-    return [f"<think> I look </think> \\boxed{{{answer}}}" for answer in (problem.answer, "none")]
+    """What a teacher says, in words that the bundled model knows: of others, ratios would explode at this rate."""
+    thoughts = (f"at a glance , I think {problem.answer} .", f"quickly , I would say {problem.answer} .")
+    return [f"<think>{thought}</think>\\boxed{{{problem.answer}}}" for thought in thoughts]
 
 
 def train(preset: str, num_steps: int = NUM_STEPS, **loss_settings: Any) -> list[Metrics]:

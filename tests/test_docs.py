@@ -61,7 +61,8 @@ def logged(tiny_folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFa
             if isinstance(small.method, RILConfig):
                 few = replace(config.data, num_train=20)
                 teachers = make_teachers(folder / "teachers", SceneProblems("train", 20, few), {"a": plain_texts("a")})
-                small = replace(small, data=few, method=replace(small.method, teachers=teachers, pretrain_steps=1))
+                own = {"teachers": teachers, "num_held_out": 2, "pretrain_steps": 1}
+                small = replace(small, data=few, method=replace(small.method, **own))
             with recipe.prepare(small, folder) as run:
                 assert run.trainer.run()
             names = {name for record in read_jsonl(folder / METRICS) for name in record}

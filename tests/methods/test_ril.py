@@ -196,7 +196,7 @@ def plain_step(method: RIL, groups: list[Group], rewards: list[list[float]]) -> 
         {"similarity": "eleven", "similarity_weight": 0.5, "answer_weight": 2.0, "teachers_in_gradient": False},
         {"similarity": "three", "answer_weight": 0.0},
         {"similarity_weight": 0.0},
-        {"freeze_discriminator": True},
+        {"freeze_discriminator": True, "similarity": "continuous"},
     ],
     ids=str,
 )
