@@ -97,6 +97,38 @@ def test_what_will_not_pass_ends_at_once_and_keeps_what_came(tmp_path: Path) -> 
         assert texts(found) == ["to 0", "to 1"] and server.bodies == []
 
 
+def test_each_request_can_fail_by_itself_until_too_many_in_a_row_do() -> None:
+    def choosy(handler: Any, body: dict[str, Any]) -> None:
+        (echo if body["number"] in (1, 4, 9) else status(400, "not that"))(handler, body)
+
+    with chat_server(otherwise=choosy) as server:
+        found = Endpoint(server.url, replace(CONFIG, concurrency=1)).try_all(payloads(11), max_failures=3)
+    # One at a time: fails, answers, fails twice, answers, then fails three times in a row.
+    kinds = ["answer" if isinstance(one, dict) else type(one).__name__ for one in found]
+    bad = "EndpointError"
+    assert kinds == [bad, "answer", bad, bad, "answer", bad, bad, bad, "NoneType", "NoneType", "NoneType"]
+    assert all(one.is_refusal and "not that" in str(one) for one in found if isinstance(one, EndpointError))
+    assert len(server.bodies) == 8
+
+
+def test_answers_under_way_do_not_revive_a_batch_that_was_given_up() -> None:
+    def late(handler: Any, body: dict[str, Any]) -> None:
+        if body["number"] == 0:
+            time.sleep(0.5)
+        (echo if body["number"] == 0 else status(400))(handler, body)
+
+    with chat_server(otherwise=late) as server:
+        found = Endpoint(server.url, replace(CONFIG, concurrency=2)).try_all(payloads(6), max_failures=1)
+    assert isinstance(found[0], dict) and isinstance(found[1], EndpointError) and found[2:] == [None] * 4
+    assert len(server.bodies) == 2
+
+
+def test_no_answer_is_no_refusal() -> None:
+    with chat_server(otherwise=status(500)) as server:
+        (failure,) = Endpoint(server.url, HASTY).try_all(payloads(1), max_failures=1)
+    assert isinstance(failure, EndpointError) and not failure.is_refusal
+
+
 def test_the_cache_knows_what_was_asked_and_heals_itself(tmp_path: Path) -> None:
     with chat_server(otherwise=echo) as server:
         endpoint = Endpoint(server.url, CONFIG, tmp_path)

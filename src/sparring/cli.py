@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sparring.evaluation.suite import Outcome
     from sparring.recipes.run import ModelConfig, Run, RunConfig
 
+MOST_NAMED = 10
+"""Responses that could not be had, by name; all are in the teacher's failures.jsonl."""
+
 USAGE = """usage: sparring COMMAND [OPTIONS]
 
 Fine-tune a vision-language model by reinforcement learning against an opponent, and prove the gain.
@@ -33,6 +36,7 @@ commands:
   attack [MODEL]    compare strengths of SaEI's entropy attack
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
+  data teach        ask a teacher, a model or an endpoint, for responses to learn from
   study RECIPE      compare methods over seeds, or make the bundled model
   report A [B]      one page of a training run, evaluation or study, or of two compared
 
@@ -290,24 +294,24 @@ def _attack(arguments: list[str]) -> int:
 
 def _data(arguments: list[str]) -> int:
     prog = "sparring data"
-    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions}
+    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions, "teach": _data_teach}
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: sparring data {{{','.join(kinds)}}} [OPTIONS]   (see sparring data scenes --help)")
         return 0
     if not arguments or arguments[0] not in kinds:
         fail(prog, f"name the data: {' or '.join(f'{prog} {kind}' for kind in kinds)}")
-    kinds[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
-    return 0
+    return kinds[arguments[0]](arguments[1:], f"{prog} {arguments[0]}")
 
 
-def _data_scenes(arguments: list[str], prog: str) -> None:
+def _data_scenes(arguments: list[str], prog: str) -> int:
     from sparring.recipes.scenes_sheet import ScenesConfig, describe_scenes, draw_sheet
 
     config = parse(ScenesConfig(), arguments, prog=prog, description="Count generated problems, or show some.")
     _say(Console(), f"contact sheet: {draw_sheet(config)}" if config.show else describe_scenes(config))
+    return 0
 
 
-def _data_corruptions(arguments: list[str], prog: str) -> None:
+def _data_corruptions(arguments: list[str], prog: str) -> int:
     from sparring.perturb.corruptions import CORRUPTION_SETS
     from sparring.recipes.corruptions_sheet import CorruptionsConfig, draw_corruptions
 
@@ -315,6 +319,41 @@ def _data_corruptions(arguments: list[str], prog: str) -> None:
     description = f"Draw a contact sheet of a set of picture corruptions. Sets: {listed}."
     config = parse(CorruptionsConfig(), arguments, prog=prog, description=description)
     _say(Console(), f"contact sheet: {draw_corruptions(config)}")
+    return 0
+
+
+def _data_teach(arguments: list[str], prog: str) -> int:
+    """One teacher's responses; exit code 1 if some could not be had."""
+    from sparring.data.teachers import TeacherFolder, teachers_in
+    from sparring.recipes.teaching import TeachConfig, open_teaching
+    from sparring.report.progress import TestingProgress
+    from sparring.report.tables import teachers_table
+
+    command = shlex.join(["sparring", "data", "teach", *arguments])
+    arguments, model = _take_model(arguments)
+    config = parse(
+        TeachConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="Ask a teacher, a folder or the address of an OpenAI-compatible endpoint, for responses to "
+        "problems. The same command goes on with what was broken off; with a larger --num-responses or --num-problems "
+        "it asks for the rest. Several teachers share a folder, each by its own call.",
+    )
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    console = _console(config.model)
+    teaching = open_teaching(config)
+    total = len(teaching.source.problems) * config.num_responses
+    with _hint_at(command), TestingProgress(console, f"asking {config.teacher_name}", total) as progress:
+        asked = teaching.run(progress.show)
+    summaries = {name: TeacherFolder(config.out, name).summary() for name in teachers_in(config.out)}
+    console.print(teachers_table(summaries))
+    missing = asked.missing()
+    for (problem_id, number), failure in list(missing.items())[:MOST_NAMED]:
+        _say(console, f"missing: response {number} to {problem_id}: {failure.reason}: {failure.message}")
+    if missing:
+        _say(console, f"{len(missing)} responses are missing; ask for them again with: {command}")
+    _say(console, f"teachers: {config.out}")
+    return int(bool(missing))
 
 
 def _study(arguments: list[str]) -> int:

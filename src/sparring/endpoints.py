@@ -37,6 +37,11 @@ _PASSING = (408, 425, 429)
 class EndpointError(UserError):
     """A server that did not give an answer; one line naming it, the reason and the fix."""
 
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
+        """Whether it will not answer this request, however often it is asked."""
+
 
 @dataclass(frozen=True)
 class EndpointConfig:
@@ -116,20 +121,34 @@ class Endpoint:
 
         Raises EndpointError for the first request that gets no answer.
         """
-        return asyncio.run(self._complete_all(payloads))
+        found = self.try_all(payloads, max_failures=1)
+        for failure in found:
+            if isinstance(failure, EndpointError):
+                raise failure
+        return [answer for answer in found if isinstance(answer, dict)]
 
-    async def _complete_all(self, payloads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def try_all(
+        self, payloads: Sequence[Mapping[str, Any]], *, max_failures: int
+    ) -> list[dict[str, Any] | EndpointError | None]:
+        """The answers to chat requests, in order, or what went wrong with each.
+
+        Args:
+            max_failures: after so many failures with no answer between them, >= 1, those requests that are under way
+                are waited for and no other is begun. The rest is None.
+        """
+        return asyncio.run(self._try_all(payloads, max_failures))
+
+    async def _try_all(
+        self, payloads: Sequence[Mapping[str, Any]], max_failures: int
+    ) -> list[dict[str, Any] | EndpointError | None]:
         # Deadlines are kept here, also against a server that sends a byte now and then.
         limits = httpx.Limits(max_connections=self.config.concurrency)
         async with httpx.AsyncClient(timeout=None, limits=limits) as client:
-            batch = _Batch(client, asyncio.Semaphore(self.config.concurrency))
-            found = await asyncio.gather(*(self._complete(payload, batch) for payload in payloads))
-        if batch.failure is not None:
-            raise batch.failure
-        return [answer for answer in found if answer is not None]
+            batch = _Batch(client, asyncio.Semaphore(self.config.concurrency), max_failures)
+            return await asyncio.gather(*(self._complete(payload, batch) for payload in payloads))
 
-    async def _complete(self, payload: Mapping[str, Any], batch: _Batch) -> dict[str, Any] | None:
-        """The answer to one request, from the cache if it was asked before; None if the batch has failed."""
+    async def _complete(self, payload: Mapping[str, Any], batch: _Batch) -> dict[str, Any] | EndpointError | None:
+        """The answer to one request, from the cache if it was asked before; None if the batch was given up first."""
         body = {"model": self.config.model, **payload}
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         async with batch.places:
@@ -138,8 +157,10 @@ class Endpoint:
                 try:
                     answer = await self._ask(body, batch, random.Random(key))
                 except EndpointError as error:
-                    batch.failure = batch.failure or error
+                    batch.count_failure()
+                    return error
                 if answer is not None:
+                    batch.num_failures = 0
                     self._remember(key, answer)
         return answer
 
@@ -149,7 +170,7 @@ class Endpoint:
         reasons: list[str] = []
         while True:
             await self._turn()
-            if batch.failure is not None:
+            if batch.is_given_up:
                 return None
             try:
                 async with asyncio.timeout(min(self.config.attempt_seconds, end - time.monotonic())):
@@ -187,7 +208,9 @@ class Endpoint:
             raise _Passing(f"status {status}: {said}", _retry_after(response.headers.get("retry-after")))
         if status != 200:
             raise EndpointError(
-                f"{self.url}: status {status}: {said}; mend the request: --endpoint.model, --endpoint.api-key-env, data"
+                f"{self.url}: status {status}: {said}; mend the request: --endpoint.model, --endpoint.api-key-env, "
+                "data",
+                is_refusal=True,
             )
         answer = _answer(content)
         if answer is None:
@@ -222,8 +245,15 @@ class _Batch:
 
     client: httpx.AsyncClient
     places: asyncio.Semaphore
-    failure: EndpointError | None = None
-    """The first that will not pass: no more requests are begun."""
+    max_failures: int
+    num_failures: int = 0
+    """Since the last answer that came."""
+    is_given_up: bool = False
+    """No more requests are begun, whatever those under way bring."""
+
+    def count_failure(self) -> None:
+        self.num_failures += 1
+        self.is_given_up = self.is_given_up or self.num_failures >= self.max_failures
 
 
 def _key(config: EndpointConfig) -> str:

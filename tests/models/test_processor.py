@@ -16,6 +16,7 @@ from sparring.models.policy import Policy
 from sparring.models.preprocess import grid_of, pixels_to_patches
 from sparring.models.processor import Processor
 from sparring.models.qwen_vl import mrope_positions
+from sparring.rollout import SampleRequest, SamplingConfig, sample
 from tiny_models import CHAT_TEMPLATE, MAX_PIXELS, QWEN_FAMILIES, tiny_problem, tiny_view
 
 SIZES = ((16, 24), (40, 8), (8, 8))
@@ -239,3 +240,35 @@ def test_a_message_with_a_gap_is_the_message(tiny_policy: Policy) -> None:
     assert torch.equal(torch.cat([prompt.input_ids, closing]), whole.input_ids)
     assert torch.equal(prompt.position_ids, whole.position_ids[:, : prompt.input_ids.numel()])
     assert prompt.is_image.sum() == whole.is_image.sum() > 0
+
+
+def test_what_a_policy_said_is_encoded_to_the_same_text(tiny_policy: Policy) -> None:
+    """Of random models: bytes that are no UTF-8, think tags, special tokens and stops all come out of them."""
+    processor = tiny_policy.processor
+    problem = tiny_problem(0)
+    request = SampleRequest(problem, processor.clean_view(problem), 24, seed=0)
+    rollouts = sample(tiny_policy, [request], SamplingConfig(max_new_tokens=12), max_rows=24)[0]
+    encoded = [processor.encode_response(r.text, r.finish_reason, max_tokens=100) for r in rollouts]
+    both = [(r, ids) for r, ids in zip(rollouts, encoded, strict=True) if isinstance(ids, Tensor)]
+    assert len(both) > len(rollouts) // 2 and {"stop", "length"} <= {r.finish_reason for r in rollouts}
+    for rollout, token_ids in both:
+        is_stopped = rollout.finish_reason == "stop"
+        assert processor.decode(token_ids) == rollout.text and token_ids.dtype == torch.int64
+        assert (token_ids[-1] == processor.tokenizer.eos_token_id) == is_stopped
+        assert not set(token_ids[:-1].tolist()) & {*processor.stop_token_ids, *processor.banned_token_ids}
+    refused = {ids for ids in encoded if not isinstance(ids, Tensor)}
+    assert refused <= {"empty", "not_reversible"}, "decoding leaves no special token in a text"
+
+
+def test_texts_that_cannot_be_a_response(processor: Processor) -> None:
+    def encoded(text: str, max_tokens: int = 20) -> object:
+        return processor.encode_response(text, "stop", max_tokens=max_tokens)
+
+    for special in ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<|im_start|>"):
+        assert encoded(f"so {special}") == "special_tokens"
+    assert encoded("") == encoded(" \n") == "empty"
+    # The tokenizer composes letters and accents, so that this one would come back as another text.
+    assert encoded("e\u0301") == "not_reversible"
+    tokens = encoded("<think>ab</think>c", max_tokens=6)
+    assert isinstance(tokens, Tensor) and tokens.numel() == 6, "two tags, three letters, the stop token"
+    assert encoded("<think>ab</think>c", max_tokens=5) == "too_long"

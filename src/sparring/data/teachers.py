@@ -192,7 +192,7 @@ class TeacherResponses:
 
     def __init__(self, folder: str | Path, teachers: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
-        there = sorted(path.parent.name for path in self.folder.glob(f"*/{TEACHER}"))
+        there = teachers_in(self.folder)
         if not there:
             raise UserError(f"{self.folder} holds no responses of teachers: make some with sparring data teach")
         unknown = [name for name in teachers if name not in there]
@@ -262,6 +262,11 @@ class TeacherResponses:
         return lacking
 
 
+def teachers_in(folder: str | Path) -> list[str]:
+    """Names of the teachers in a cache, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(folder).glob(f"*/{TEACHER}"))
+
+
 def problem_fingerprint(problem: Problem) -> str:
     """SHA-256 over what a teacher is shown: the question and the pictures."""
     digest = hashlib.sha256(json.dumps([problem.question, [list(i.shape) for i in problem.images]]).encode())
@@ -298,8 +303,8 @@ def _check_responses(path: Path, records: Sequence[ResponseRecord]) -> None:
             )
         if not isinstance(record.text, str | None) or record.finish_reason not in get_args(FinishReason):
             raise UserError(
-                f"{path}, line {line}: text {str(record.text)[:40]!r} with finish_reason {record.finish_reason!r} is no "
-                "response; remove the line, and ask the teacher again"
+                f"{path}, line {line}: text {str(record.text)[:40]!r} with finish_reason {record.finish_reason!r} is "
+                "no response; remove the line, and ask the teacher again"
             )
         if asked.setdefault(record.problem_id, record.asked) != record.asked:
             raise UserError(f"{path}, line {line}: another problem under the id {record.problem_id!r}; remove the line")

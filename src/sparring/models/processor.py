@@ -233,7 +233,7 @@ class Processor:
         if not text.strip():
             return "empty"
         token_ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if not self._hidden_token_ids.isdisjoint(token_ids) or not set(self.banned_token_ids).isdisjoint(token_ids):
+        if not {*self._hidden_token_ids, *self.banned_token_ids, *self.stop_token_ids}.isdisjoint(token_ids):
             return "special_tokens"
         if self.decode(token_ids) != text:
             return "not_reversible"

@@ -28,6 +28,20 @@ def percent(metrics: Mapping[str, float], name: str = "accuracy") -> str:
     return text
 
 
+def teachers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each teacher of a cache has said, by name: ``data.teachers.TeacherFolder.summary``."""
+    table = _table(
+        "Responses of teachers; same: texts given before, right: share of all (%)",
+        ("teacher", "responses", "same", "left out", "cut", "missing", "right", "tokens", "seconds"),
+    )
+    for name, summary in summaries.items():
+        counts = [f"{summary[f'num_{key}']}" for key in ("responses", "duplicates", "left_out", "cut_off", "missing")]
+        right = "-" if summary["accuracy"] is None else percent(summary)
+        length = "-" if summary["mean_tokens"] is None else f"{summary['mean_tokens']:.0f}"
+        table.add_row(name, *counts, right, length, f"{summary['seconds']:.0f}")
+    return table
+
+
 def before_after_table(before: Summary, after: Summary, changes: Mapping[str, Any]) -> Table:
     """Accuracy under each threat before and after training, and response length.
 

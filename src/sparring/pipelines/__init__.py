@@ -1,0 +1,1 @@
+"""What is made before training, from models and problems."""
