@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from sparring import distributed
 from sparring.data.pairs import Target
 from sparring.data.stream import ProblemStream
+from sparring.learner import Others
 from sparring.methods import (
     METHODS,
     ClipCovConfig,
@@ -21,10 +23,13 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    RILConfig,
     ROMAConfig,
     SaEIConfig,
 )
+from sparring.methods.ril import ril_loss
 from sparring.models.policy import Policy
+from sparring.opponents.discriminator import DiscriminatorConfig, Shown
 from sparring.pipelines.sft import SFT, SFTConfig
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rewards import Grader
@@ -33,6 +38,7 @@ from sparring.rollout.collect import BatchConfig
 from sparring.trainer import Method, Trainer, TrainerConfig
 from sparring.types import FinishReason, Metrics, Problem, Reward
 from sparring.update import OptimConfig, Player
+from teacher_folder import make_teachers, plain_texts
 from tiny_models import tiny_problem
 from toy_grader import ParityGrader
 
@@ -48,6 +54,8 @@ BATCH = BatchConfig(prompts_per_step=5)
 LOSS = PolicyLossConfig(kl_coefficient=0.1)
 ENTROPY = PolicyLossConfig(kl_coefficient=0.0, entropy_coefficient=0.01)
 STEERED = PolicyLossConfig(kl_coefficient=0.1, kl_target=0.001, kl_horizon=100)
+RIL_LOSS = replace(ril_loss(), kl_coefficient=0.1)
+RIL = {"num_updates": 2, "num_held_out": 1, "pretrain_steps": 2, "held_out_every": 2, "similarity": "continuous"}
 CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "grpo": (GRPOConfig(group_size=4, batch=BATCH, loss=LOSS), ParityGrader),
     "saei": (SaEIConfig(num_clean=2, num_adversarial=2, step_size=4 / 255, batch=BATCH, loss=LOSS), ParityGrader),
@@ -70,6 +78,10 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     ),
     # Several views in one pass on one rank, one after the other on two.
     "roma-together": (ROMAConfig(group_size=4, num_views=2, batch=BATCH, loss=LOSS), ParityGrader),
+    # Two players; teachers and discriminator come with `with_teachers`. Steps without a picture among them.
+    "ril": (RILConfig(num_student=3, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
+    "ril-adapter": (RILConfig(num_student=2, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
+    "ril-one": (RILConfig(num_student=2, num_teacher=2, batch=BatchConfig(1), loss=RIL_LOSS, **RIL), ParityGrader),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),
 }
@@ -94,17 +106,30 @@ def supervised(player: Player) -> SFT:
     return SFT(config, player, lambda problem: targets, seed=3)
 
 
-def reinforced(case: str, player: Player, reference: Policy | None, steps: int) -> Method:
-    config, grader = CASES[case]
+def with_teachers(config: RILConfig, folder: Path, case: str) -> RILConfig:
+    """The case with responses of two teachers, which the main rank writes, and a small discriminator."""
+    if distributed.is_main() and not folder.exists():
+        make_teachers(folder, problems(), {"a": plain_texts("a"), "b": plain_texts("b")})
+    distributed.barrier()
+    optim = OptimConfig(learning_rate=1e-3, token_budget=600)
+    shown: Shown = "picture" if case == "ril-one" else "response"
+    discriminator = DiscriminatorConfig(shown, adapter_rank=2 if case == "ril-adapter" else 0, optim=optim)
+    return replace(config, teachers=folder, discriminator=discriminator)
+
+
+def reinforced(
+    config: MethodConfig, grader: Callable[[], Grader], player: Player, others: Others, steps: int
+) -> Method:
     return METHODS[type(config)](
         config,  # type: ignore[arg-type]
         player,
-        reference,
+        others.reference,
         grader(),
         SamplingConfig(temperature=0.9, max_new_tokens=8),
         seed=3,
         max_rows=7,
         num_steps=steps,
+        opponents=[Player(name, opponent, optim) for name, (opponent, optim) in others.opponents.items()],
     )
 
 
@@ -119,11 +144,13 @@ def main() -> None:
     torch.set_num_threads(1)
     device = distributed.initialise("cpu")
     policy = Policy.load(arguments.model, device=device)
-    needs_reference = arguments.case in CASES and CASES[arguments.case][0].needs_reference
-    reference = policy.clone_frozen() if needs_reference else None
-    for sharded in (policy, reference):
-        if sharded is not None:
-            sharded.shard()
+    config, grader = CASES.get(arguments.case, (None, None))
+    if isinstance(config, RILConfig):
+        config = with_teachers(config, arguments.out / "teachers", arguments.case)
+    others = Others() if config is None else config.others(policy)
+    beside = [others.reference, *(opponent for opponent, _ in others.opponents.values())]
+    for sharded in {id(own.module): own for own in (policy, *beside) if own is not None}.values():
+        sharded.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     budget = 1000 if arguments.case == "roma-together" else 130
     player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=budget))
@@ -132,8 +159,10 @@ def main() -> None:
         # it grows what rounding differs by where one rank passes all views together and two pass one after the other.
         player.optimizer = torch.optim.SGD(policy.module.parameters(), lr=1e-3)
         player.config = replace(player.config, learning_rate=0.3)
-    is_supervised = arguments.case == "sft"
-    method = supervised(player) if is_supervised else reinforced(arguments.case, player, reference, arguments.steps)
+    if config is None:
+        method: Method = supervised(player)
+    else:
+        method = reinforced(config, grader, player, others, arguments.steps)
 
     def validate() -> Metrics:
         return {"validation/score": 0.0}

@@ -21,6 +21,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,13 +30,14 @@ from transformers.utils.logging import disable_progress_bar
 from double_precision import double_precision
 from sparring.data.scenes import SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.methods import METHODS, RADConfig
+from sparring.methods import METHODS, RADConfig, RILConfig
 from sparring.models.policy import Policy
 from sparring.recipes.run import PRESETS
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
-from sparring.types import Metrics
+from sparring.types import Metrics, Problem
 from sparring.update import OptimConfig, Player
+from teacher_folder import make_teachers
 
 RECORD = Path(__file__).parent / "methods" / "recorded_losses.json"
 NUM_STEPS = 10
@@ -62,31 +64,41 @@ def inputs_digest() -> str:
     return digest.hexdigest()
 
 
+def taught(problem: Problem) -> list[str]:
+    """What a teacher says, in words that the bundled model knows: of others, ratios would explode at this rate."""
+    thoughts = (f"at a glance , I think {problem.answer} .", f"quickly , I would say {problem.answer} .")
+    return [f"<think>{thought}</think>\\boxed{{{problem.answer}}}" for thought in thoughts]
+
+
 def train(preset: str, num_steps: int = NUM_STEPS, **loss_settings: Any) -> list[Metrics]:
     """Metrics of the steps; ``loss_settings`` change the preset's loss."""
     method = PRESETS[preset][1].method
-    sizes = {"group_size": 4, "num_clean": 2, "num_adversarial": 2, "num_noisy": 2}
+    sizes = {"group_size": 4, "num_clean": 2, "num_adversarial": 2, "num_noisy": 2, "num_student": 2, "num_teacher": 2}
     sizes = {name: size for name, size in sizes.items() if hasattr(method, name)}
     if isinstance(method, RADConfig):
         # Under its default the small groups are too often all wrong to say anything.
         method = replace(method, corruptions=("gaussian_noise:2",))
     batch, loss = replace(method.batch, prompts_per_step=3), replace(method.loss, **loss_settings)
     method = replace(method, batch=batch, loss=loss, num_minibatches=3, **sizes)
-    with double_precision(), Grader() as grader:
+    with double_precision(), Grader() as grader, TemporaryDirectory() as folder:
+        if isinstance(method, RILConfig):
+            teachers = make_teachers(Path(folder), problems(), {"a": taught, "b": taught})
+            method = replace(method, teachers=teachers, pretrain_steps=3, num_held_out=4, held_out_every=5)
         policy = Policy.load("bundled")
         policy.module.double()
-        reference = policy.clone_frozen() if method.loss.kl_coefficient else None
+        others = method.others(policy)
         player = Player("policy", policy, OptimConfig(learning_rate=7e-4))
         sampling = SamplingConfig(temperature=1.2, max_new_tokens=24)
         learner = METHODS[type(method)](
             method,  # type: ignore[arg-type]
             player,
-            reference,
+            others.reference,
             grader,
             sampling,
             seed=0,
             max_rows=64,
             num_steps=NUM_STEPS,
+            opponents=[Player(name, opponent, optim) for name, (opponent, optim) in others.opponents.items()],
         )
         stream = ProblemStream(problems(), seed=0)
         metrics = [learner.step(stream, step) for step in range(num_steps)]

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sparring.methods import METHODS
+from sparring.data.scenes import SceneProblems
+from sparring.methods import METHODS, RILConfig
 from sparring.provenance import read_jsonl
 from sparring.recipes import run as recipe
 from sparring.rollout import SamplingConfig
 from sparring.trainer import METRICS
+from teacher_folder import make_teachers, plain_texts
 from toy_grader import ParityGrader
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
@@ -56,6 +58,11 @@ def logged(tiny_folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFa
                 num_validation=2,
             )
             folder = tmp_path_factory.mktemp(preset)
+            if isinstance(small.method, RILConfig):
+                few = replace(config.data, num_train=20)
+                teachers = make_teachers(folder / "teachers", SceneProblems("train", 20, few), {"a": plain_texts("a")})
+                own = {"teachers": teachers, "num_held_out": 2, "pretrain_steps": 1}
+                small = replace(small, data=few, method=replace(small.method, **own))
             with recipe.prepare(small, folder) as run:
                 assert run.trainer.run()
             names = {name for record in read_jsonl(folder / METRICS) for name in record}

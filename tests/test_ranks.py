@@ -26,6 +26,9 @@ TELLING = {
     "rad": "reference_kl",
     "roma": "roma/kl",
     "roma-together": "roma/kl",
+    "ril": "discriminator_loss",
+    "ril-adapter": "discriminator_loss",
+    "ril-one": "discriminator_loss",
 }
 """Methods whose passes are those of `CASES` but for one part, for which few steps do: what shows that it was there."""
 TIMINGS = {"seconds"}

@@ -120,6 +120,23 @@ def test_tokens_are_scored_on_the_view_asked_for(policy: Policy) -> None:
         assert math.isclose(found["loss"], float((minibatch.constants["weight"] * scored).sum()), rel_tol=1e-5)
 
 
+def test_weights_without_gradient_get_zeros(policy: Policy) -> None:
+    """As sharded ones do: AdamW then moves them by what it remembers, on one rank as on several."""
+    with_picture, without = [tiny_group(0, (3,))], [tiny_group(0, (3,), sizes=())]
+    player = Player("policy", policy, OptimConfig(learning_rate=1e-3))
+    update(player, [Pass(minibatch_of(with_picture), weighted, "clean")], temperature=TEMPERATURE)
+    before = weights_of(policy)
+    momentum = {name: player.optimizer.state[p]["exp_avg"].clone() for name, p in policy.module.named_parameters()}
+    update(player, [Pass(minibatch_of(without), weighted, "clean")], temperature=TEMPERATURE)
+    after, name = weights_of(policy), "vlm.model.visual.blocks.0.attn.qkv.weight"
+    second = player.optimizer.state[policy.module.get_parameter(name)]
+    torch.testing.assert_close(second["exp_avg"], 0.9 * momentum[name])
+    scale = 1e-3 / (1 - 0.9**2) / ((second["exp_avg_sq"] / (1 - 0.999**2)).sqrt() + 1e-8)
+    expected = before[name] * (1 - 1e-3 * 0.01) - scale * second["exp_avg"]
+    torch.testing.assert_close(after[name], expected, atol=1e-7, rtol=1e-4)
+    assert (after[name] - before[name]).abs().max() > 1e-4
+
+
 def nan_in_one_micro_batch(scores: Score, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     poison = torch.where(tokens["place"] == 29, math.nan, 1.0)
     return (poison * scores.logprobs_T).sum(), {}

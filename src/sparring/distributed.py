@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast, overload
 
@@ -128,15 +129,19 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], methods: Sequence[str]
         register_fsdp_forward_method(module, method)
 
 
-def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The whole tensors of a module's state on the CPU of the main rank; nothing on the others."""
-    weights: dict[str, Any] = get_model_state_dict(module, options=_FULL)
+def full_weights(module: nn.Module, *, only_trained: bool = False) -> dict[str, Tensor]:
+    """The whole tensors of a module's state on the CPU of the main rank; nothing on the others.
+
+    ``only_trained`` leaves out parameters without gradient.
+    """
+    options = replace(_FULL, ignore_frozen_params=only_trained)
+    weights: dict[str, Any] = get_model_state_dict(module, options=options)
     return weights
 
 
-def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor], *, only_trained: bool = False) -> None:
     """Give a module, sharded or not, the whole tensors of its state; every rank has them all."""
-    set_model_state_dict(module, dict(weights), options=_FULL)
+    set_model_state_dict(module, dict(weights), options=replace(_FULL, strict=not only_trained))
 
 
 def full_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

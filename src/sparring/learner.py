@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sparring.data.stream import ProblemStream
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig, next_kl_coefficient, optimise
 from sparring.rewards import Grader
@@ -16,7 +17,17 @@ from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.rollout.collect import BatchConfig
 from sparring.scoring import score
 from sparring.types import Group, Metrics, Problem, Score, layout_of
-from sparring.update import LossFunction, Minibatch, Pass, Player
+from sparring.update import LossFunction, Minibatch, OptimConfig, Pass, Player
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Networks beside the policy that is trained."""
+
+    reference: Policy | None = None
+    """The initial policy, frozen; None without a KL term."""
+    opponents: Mapping[str, tuple[Policy, OptimConfig]] = field(default_factory=dict)
+    """Those that learn beside it, by name, each with its optimizer's settings."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,15 @@ class LearnerConfig:
     def needs_reference(self) -> bool:
         """Whether a frozen copy of the initial policy is kept."""
         return self.loss.kl_coefficient > 0
+
+    @property
+    def updates_per_step(self) -> int:
+        """Most optimizer steps of the policy on one batch of rollouts."""
+        return self.num_minibatches
+
+    def others(self, policy: Policy) -> Others:
+        """The networks that the method has beside the policy as it is at the start; before any of them is sharded."""
+        return Others(policy.clone_frozen() if self.needs_reference else None)
 
 
 def check_group_size(group_size: int) -> None:
@@ -61,6 +81,7 @@ class PolicyLearner(Generic[Config]):
         seed: of the run; every draw derives its own from it.
         max_rows: most responses decoded at a time.
         num_steps: steps that the run is to make, for a method that follows a schedule; None if nobody knows.
+        opponents: further players, for a method that has some (``Others``).
     """
 
     def __init__(
@@ -74,9 +95,10 @@ class PolicyLearner(Generic[Config]):
         seed: int,
         max_rows: int,
         num_steps: int | None = None,
+        opponents: Sequence[Player] = (),
     ) -> None:
         self.config = config
-        self.players = {player.name: player}
+        self.players = {own.name: own for own in (player, *opponents)}
         self.player = player
         self.reference = reference
         self.grader = grader
@@ -85,6 +107,13 @@ class PolicyLearner(Generic[Config]):
         self.max_rows = max_rows
         self.num_steps = num_steps
         self.kl_coefficient = config.loss.kl_coefficient
+
+    def step(self, stream: ProblemStream, step: int) -> Metrics:
+        """One batch of rollouts and the optimizer steps on it: each method's own."""
+        raise NotImplementedError
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """UserError if the method cannot train on these problems; called before anything that takes long."""
 
     def state_dict(self) -> dict[str, object]:
         """What must be remembered beyond the player: the KL coefficient if it moves, and what a method adds."""
@@ -158,6 +187,7 @@ class PolicyLearner(Generic[Config]):
         loss: LossFunction | None = None,
         prepare: Callable[[Minibatch], Mapping[str, Tensor]] | None = None,
         more_passes: Callable[[Minibatch], Sequence[Pass]] | None = None,
+        advantage_N: Tensor | None = None,
     ) -> Metrics:
         """``policy_loss.optimise`` with the learner's settings; afterwards the KL coefficient is steered if it may be.
 
@@ -178,6 +208,7 @@ class PolicyLearner(Generic[Config]):
             loss=loss,
             prepare=prepare,
             more_passes=more_passes,
+            advantage_N=advantage_N,
         )
         if used.kl_target is not None:
             num_rollouts = sum(len(group.rollouts) for group in groups)

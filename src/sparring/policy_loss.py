@@ -223,6 +223,7 @@ def optimise(
     loss: LossFunction | None = None,
     prepare: Callable[[Minibatch], Mapping[str, Tensor]] | None = None,
     more_passes: Callable[[Minibatch], Sequence[Pass]] | None = None,
+    advantage_N: Tensor | None = None,
 ) -> Metrics:
     """Optimizer steps over consecutive minibatches of graded groups; metrics are means over them.
 
@@ -235,13 +236,14 @@ def optimise(
         prepare: further constants of a minibatch, found right before its step with the policy as it is then: what is
             selected over the whole minibatch, however it is cut.
         more_passes: what else the step of a minibatch (``prepare``'s constants included) adds up.
+        advantage_N: of each rollout, where its siblings here are not all that it was compared with.
 
     Raises ValueError if there are several minibatches and no old log-probabilities: after the first step they are lost.
     """
     if old_logprobs_T is None and num_minibatches > 1:
         raise ValueError(f"num_minibatches={num_minibatches} needs old_logprobs_T: score them before the first step")
     layout = layout_of(groups)
-    advantage_N = advantages_N(groups, config)
+    advantage_N = advantages_N(groups, config) if advantage_N is None else advantage_N
     token_group_T = layout.group_N[layout.rollout_T]
     loss = loss or policy_loss(config)
     reports: list[Metrics] = []

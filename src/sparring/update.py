@@ -127,7 +127,7 @@ class Player:
     def state_dict(self) -> dict[str, object]:
         """Weights, optimizer and position in the schedule: whole, on the CPU of the main rank."""
         return {
-            "weights": distributed.full_weights(self.policy.module),
+            "weights": self.policy.weights(),
             "optimizer": distributed.full_optimizer_state(self.policy.module, self.optimizer),
             "num_updates": self.num_updates,
             # A run that goes on for longer does not learn fast again.
@@ -136,11 +136,22 @@ class Player:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         module = self.policy.module
-        distributed.load_full_weights(module, state["weights"])  # type: ignore[arg-type]
+        self.policy.load_weights(state["weights"])  # type: ignore[arg-type]
         distributed.load_full_optimizer_state(module, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
         if self.config.final_learning_rate is not None:
             self.schedule_updates = int(state["schedule_updates"])  # type: ignore[call-overload]
+
+    def complete_gradients(self) -> None:
+        """Zeros where a trained weight has no gradient, as a vision tower where no row shows a picture.
+
+        Sharded weights get zeros there anyway, for another rank may have had pictures. Without this, AdamW would leave
+        such a weight alone on one rank, and go on moving it by momentum and decay on several.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def clip_gradients(self) -> float:
         """Scale the accumulated gradients down to ``max_grad_norm``; returns their norm before, maybe not finite."""
@@ -249,6 +260,7 @@ def update(player: Player, passes: Sequence[Pass], *, temperature: float) -> Met
                 player.policy.module.eval()
                 _refuse(player, "the loss", one.minibatch)
     player.policy.module.eval()
+    player.complete_gradients()
     norm = player.clip_gradients()
     if not math.isfinite(norm):
         _refuse(player, "a gradient", passes[0].minibatch)

@@ -19,6 +19,7 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    RILConfig,
     ROMAConfig,
     SaEIConfig,
     rad,
@@ -147,6 +148,23 @@ def test_roma_without_weights_is_grpo(tiny_folders: dict[str, Path]) -> None:
         assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in own.rollouts]
     for step in range(2):
         assert {name: own_metrics[step][name] for name in metrics[step]} == metrics[step]
+    assert_same_weights(found, expected, folder)
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_ril_without_teachers_is_drgrpo(tiny_folders: dict[str, Path], num_minibatches: int) -> None:
+    folder = tiny_folders["qwen3_vl"]
+    drgrpo = PolicyLossConfig(advantage_scale="none", clip_high=0.2, dual_clip=None, aggregation="constant")
+    shared: dict[str, Any] = {"batch": SHARED["batch"], "loss": drgrpo, "num_minibatches": num_minibatches}
+    off = RILConfig(num_student=4, num_teacher=0, similarity_weight=0.0, **shared)
+    expected, groups, metrics = trained(folder, GRPOConfig(group_size=4, **shared), 2)
+    found, own_groups, own_metrics = trained(folder, off, 2)
+    for group, own in zip(groups, own_groups, strict=True):
+        assert [r.token_ids.tolist() for r in group.rollouts] == [r.token_ids.tolist() for r in own.rollouts]
+    assert own_metrics == metrics
+    own_weights = dict(found.module.named_parameters())
+    for name, weight in expected.module.named_parameters():
+        assert torch.equal(own_weights[name], weight), name
     assert_same_weights(found, expected, folder)
 
 

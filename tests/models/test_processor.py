@@ -17,7 +17,7 @@ from sparring.models.preprocess import grid_of, pixels_to_patches
 from sparring.models.processor import Processor
 from sparring.models.qwen_vl import mrope_positions
 from sparring.rollout import SampleRequest, SamplingConfig, sample
-from tiny_models import CHAT_TEMPLATE, MAX_PIXELS, QWEN_FAMILIES, tiny_problem
+from tiny_models import CHAT_TEMPLATE, MAX_PIXELS, QWEN_FAMILIES, tiny_problem, tiny_view
 
 SIZES = ((16, 24), (40, 8), (8, 8))
 """Three pictures of 2 x 3, 5 x 1 and 1 x 1 tokens (patches of 4 pixels, merged 2 x 2)."""
@@ -229,6 +229,17 @@ def test_equals_the_processor_of_transformers_where_torchvision_imports(
     pixel_values, grid_thw = pixels_to_patches(fitted, own.family.patches)
     assert torch.equal(grid_thw, expected["image_grid_thw"])
     assert torch.equal(pixel_values, expected["pixel_values"])
+
+
+def test_a_message_with_a_gap_is_the_message(tiny_policy: Policy) -> None:
+    processor = tiny_policy.processor
+    view = tiny_view(tiny_problem(0), "clean", processor=processor)
+    sizes = tuple((image.shape[-2], image.shape[-1]) for image in view.images)
+    whole = processor.encode_sizes("Look <at> this", sizes)
+    prompt, closing = processor.encode_around("Look <at", "> this", sizes)
+    assert torch.equal(torch.cat([prompt.input_ids, closing]), whole.input_ids)
+    assert torch.equal(prompt.position_ids, whole.position_ids[:, : prompt.input_ids.numel()])
+    assert prompt.is_image.sum() == whole.is_image.sum() > 0
 
 
 def test_what_a_policy_said_is_encoded_to_the_same_text(tiny_policy: Policy) -> None:

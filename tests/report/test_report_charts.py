@@ -156,3 +156,14 @@ def test_two_runs_over_each_other() -> None:
     lines = [{"step": 1, "reward": 0.1, "reward/clean": 0.2}]
     (panel,) = overlaid_panels([("A", lines), ("B", lines)])
     assert panel.legend == [("A", 0), ("B", 1)] and "A: 0.1" in str(panel.chart) and "B: 0.1" in str(panel.chart)
+
+
+def test_states_are_told_and_not_drawn() -> None:
+    metrics = [
+        {"step": n, "held_out/accuracy": 0.5, "held_out/at_chance": float(n < 2), "held_out/at_certainty": 0.0}
+        for n in range(4)
+    ]
+    _, others = run_panels(metrics, None)
+    (panel,) = (panel for panel in others if "set aside" in panel.title)
+    assert panel.note == "It was no better than chance in 2 of 4 measurements."
+    assert "at_chance" not in panel.chart and not panel.legend

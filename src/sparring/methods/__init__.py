@@ -4,12 +4,17 @@ from sparring.methods.grpo import GRPO, GRPOConfig
 from sparring.methods.kl_cov import ClipCovConfig, Covariance, KLCovConfig
 from sparring.methods.noisyrollout import NoisyRollout, NoisyRolloutConfig
 from sparring.methods.rad import RAD, RADConfig
+from sparring.methods.ril import RIL, RILConfig
 from sparring.methods.roma import ROMA, ROMAConfig
 from sparring.methods.saei import SaEI, SaEIConfig
 
-MethodConfig = GRPOConfig | SaEIConfig | NoisyRolloutConfig | KLCovConfig | ClipCovConfig | RADConfig | ROMAConfig
+MethodConfig = (
+    GRPOConfig | SaEIConfig | NoisyRolloutConfig | KLCovConfig | ClipCovConfig | RADConfig | ROMAConfig | RILConfig
+)
 
-METHODS: dict[type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD] | type[ROMA]] = {
+METHODS: dict[
+    type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD] | type[ROMA] | type[RIL]
+] = {
     GRPOConfig: GRPO,
     SaEIConfig: SaEI,
     NoisyRolloutConfig: NoisyRollout,
@@ -17,6 +22,7 @@ METHODS: dict[type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covarian
     ClipCovConfig: Covariance,
     RADConfig: RAD,
     ROMAConfig: ROMA,
+    RILConfig: RIL,
 }
 """From a method's configuration to the method."""
 
@@ -24,6 +30,7 @@ __all__ = [
     "GRPO",
     "METHODS",
     "RAD",
+    "RIL",
     "ROMA",
     "ClipCovConfig",
     "Covariance",
@@ -33,6 +40,7 @@ __all__ = [
     "NoisyRollout",
     "NoisyRolloutConfig",
     "RADConfig",
+    "RILConfig",
     "ROMAConfig",
     "SaEI",
     "SaEIConfig",

@@ -107,18 +107,8 @@ class PolicyModule(nn.Module):
             it was not asked for, tokens in the order of ``batch.target_T``; float32 but for the hidden states.
         """
         with self.autocast():
-            hidden_BLD = self._hidden(
-                batch.input_ids,
-                batch.is_image,
-                batch.images,
-                batch.is_alone,
-                batch.image_order,
-                position_ids=batch.position_ids,
-                **_masks(batch),
-                use_cache=False,
-            )
             weight_VD = self.vlm.get_output_embeddings().weight
-            hidden_TD = hidden_BLD.flatten(0, 1)[batch.predict_T]
+            hidden_TD = self.packed_hidden(batch)[batch.predict_T]
             chunk = max(1, LOGITS_PER_CHUNK // weight_VD.shape[0])
             logprobs_T, entropy_T = token_logprobs(
                 hidden_TD, weight_VD, batch.target_T, temperature=temperature, with_entropy=with_entropy, chunk=chunk
@@ -127,6 +117,19 @@ class PolicyModule(nn.Module):
             if compare is not None:
                 kl_TM = token_kl(hidden_TD, weight_VD, compare, temperature=temperature, chunk=chunk)
             return logprobs_T, entropy_T, kl_TM, hidden_TD.detach() if with_hidden else None
+
+    def packed_hidden(self, batch: PackedBatch) -> Tensor:
+        """Last hidden states of all tokens of a packed batch, (B * L, D); to be called inside ``forward``."""
+        return self._hidden(
+            batch.input_ids,
+            batch.is_image,
+            batch.images,
+            batch.is_alone,
+            batch.image_order,
+            position_ids=batch.position_ids,
+            **_masks(batch),
+            use_cache=False,
+        ).flatten(0, 1)
 
     @torch.no_grad()
     def prefill(
@@ -296,7 +299,7 @@ class Policy:
         """Writes a checkpoint folder as ``load`` and transformers read it; weights are stored as ``dtype``.
 
         Args:
-            weights: those of ``distributed.full_weights``, if they are at hand: of several ranks one saves, and it
+            weights: those of ``weights``, if they are at hand: of several ranks one saves, and it
                 cannot gather them alone.
         """
         vlm = self.module.vlm
@@ -310,6 +313,14 @@ class Policy:
             part.dtype = dtype
         config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint of a run keeps of the network: whole tensors on the CPU of the main rank."""
+        return distributed.full_weights(self.module)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """The inverse of ``weights``; every rank has them all."""
+        distributed.load_full_weights(self.module, weights)
 
     def clone_frozen(self) -> Policy:
         """A copy that no optimizer and no gradient reaches: the reference of a KL term."""

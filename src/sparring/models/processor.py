@@ -25,6 +25,8 @@ from sparring.types import FinishReason, Problem, View
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>")
 THINK_TOKENS = ("<think>", "</think>")
+_GAP = "\ue000"
+"""Where token ids go into a rendered message: of Unicode's private use, so that no template has it."""
 
 RefusedText = Literal["empty", "special_tokens", "not_reversible", "too_long"]
 """Why a text cannot be a response of this tokenizer's model: nothing in it; tokens that only the template or a picture
@@ -162,6 +164,33 @@ class Processor:
         Raises:
             UserError: a picture is not at model size, or the text contains the image placeholder.
         """
+        text = f"{question.strip()} {instruction}" if instruction else question
+        return self._prompt(self._rendered(text, sizes), sizes)
+
+    def encode_around(self, before: str, after: str, sizes: Sequence[tuple[int, int]] = ()) -> tuple[Prompt, Tensor]:
+        """A user message with a gap in its text, into which token ids can be laid as they are.
+
+        Args:
+            before: text before the gap, which may be untrusted.
+            after: text behind it, ours.
+            sizes: as in ``encode_sizes``, of pictures that stand before the text.
+
+        Returns:
+            The prompt up to the gap, and int64 ids of what follows it, up to where a response begins.
+        """
+        rendered = self._rendered(f"{before}{_GAP}{after}", sizes)
+        # The last one, for `before` may hold the mark, too.
+        first, _, rest = rendered.rpartition(_GAP)
+        following = self.tokenizer(rest, add_special_tokens=False).input_ids
+        return self._prompt(first, sizes), torch.tensor(following, dtype=torch.int64)
+
+    def _rendered(self, text: str, sizes: Sequence[tuple[int, int]]) -> str:
+        """One user message in the chat template, one placeholder for each picture."""
+        content = [*({"type": "image"} for _ in sizes), {"type": "text", "text": text}]
+        messages: list[Any] = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _prompt(self, rendered: str, sizes: Sequence[tuple[int, int]]) -> Prompt:
         is_alone = len(sizes) == 1
         for height, width in sizes:
             model_size = self.family.resizes(height, width, is_alone=is_alone)[-1]
@@ -170,10 +199,6 @@ class Processor:
                     f"a picture of {height} x {width} pixels (height x width) is not at model size, {model_size[0]} x "
                     f"{model_size[1]}: use Processor.fit"
                 )
-        text = f"{question.strip()} {instruction}" if instruction else question
-        content = [*({"type": "image"} for _ in sizes), {"type": "text", "text": text}]
-        messages: list[Any] = [{"role": "user", "content": content}]
-        rendered = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         # Expanded before it is tokenized: a mark of the expansion may share a token with the text beside it.
         first, *others = rendered.split(self.family.image_token)
         if len(others) != len(sizes):

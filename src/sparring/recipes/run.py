@@ -32,6 +32,7 @@ from sparring.evaluation.suite import (
     write_outcomes,
 )
 from sparring.evaluation.threats import CLEAN
+from sparring.learner import PolicyLearner
 from sparring.methods import (
     METHODS,
     ClipCovConfig,
@@ -40,6 +41,7 @@ from sparring.methods import (
     MethodConfig,
     NoisyRolloutConfig,
     RADConfig,
+    RILConfig,
     ROMAConfig,
     SaEIConfig,
 )
@@ -53,7 +55,7 @@ from sparring.recipes.judging import JudgeConfig
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
-from sparring.trainer import CHECKPOINTS, Method, OnStep, Trainer, TrainerConfig
+from sparring.trainer import CHECKPOINTS, OnStep, Trainer, TrainerConfig
 from sparring.types import Metrics, Problem
 from sparring.update import OptimConfig, Player
 
@@ -173,6 +175,10 @@ PRESETS: Mapping[str, tuple[str, RunConfig]] = {
     "roma": (
         "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
         RunConfig(method=ROMAConfig()),
+    ),
+    "ril": (
+        "RIL (2510.19307): a discriminator pays for passing as one of the teachers, whose responses join the groups",
+        RunConfig(method=RILConfig(), data=SceneConfig(num_train=1000), reward=RewardConfig(1.0, 0.0)),
     ),
 }
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
@@ -304,6 +310,7 @@ def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -
     policy, grader = open_policy(config, folder)
     method = _method(config, policy, grader)
     stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
+    method.check(stream.problems)
     problems = SceneProblems("validation", config.num_validation, config.data)
     trainer = Trainer(
         method,
@@ -335,22 +342,24 @@ def begin_folder(config: TrainingConfig, folder: Path, provenance: Mapping[str, 
         write_config(config, folder / CONFIG)
 
 
-def _method(config: RunConfig, policy: Policy, grader: Grader) -> Method:
-    """The method with its player and, if it needs one, a copy of the policy as the reference; both sharded."""
-    reference = policy.clone_frozen() if config.method.needs_reference else None
-    for sharded in (policy, reference):
-        if sharded is not None:
-            sharded.shard()
-    num_updates = config.steps * config.method.num_minibatches
+def _method(config: RunConfig, policy: Policy, grader: Grader) -> PolicyLearner[Any]:
+    """The method with its players and, if it needs one, a copy of the policy as the reference; all sharded."""
+    others = config.method.others(policy)
+    beside = [others.reference, *(opponent for opponent, _ in others.opponents.values())]
+    # Two policies may be one network.
+    networks = {id(own.module): own for own in (policy, *beside) if own is not None}
+    for sharded in networks.values():
+        sharded.shard()
     return METHODS[type(config.method)](
         config.method,  # type: ignore[arg-type]
-        Player("policy", policy, config.optim, num_updates),
-        reference,
+        Player("policy", policy, config.optim, config.steps * config.method.updates_per_step),
+        others.reference,
         grader,
         config.sampling,
         seed=config.seed,
         max_rows=256,
         num_steps=config.steps,
+        opponents=[Player(name, opponent, optim) for name, (opponent, optim) in others.opponents.items()],
     )
 
 

@@ -63,8 +63,13 @@ _SPECS = (
     _Spec(("without_signal",), "Groups without signal", _SHARE),
     _Spec(("clip_fraction",), "Tokens clipped", _SHARE),
     _Spec(("loss",), "Loss", Axis()),
+    _Spec(("discriminator",), "Discriminator, on responses that are new to it", _SHARE),
+    _Spec(("held_out",), "Discriminator, on problems set aside", _SHARE),
+    _Spec(("similarity",), "Similarity reward", _SHARE),
     _Spec(("seconds",), "Seconds per step", Axis()),
 )
+_STATES = {"at_chance": "no better than chance", "at_certainty": "certain"}
+"""Last parts of metrics that are 0 or 1, which are told and not drawn."""
 
 
 def run_panels(metrics: Metrics, best_step: int | None) -> tuple[list[Panel], list[Panel]]:
@@ -196,7 +201,8 @@ def _base(name: str) -> str:
 
 def _names_of(spec: _Spec, metrics: Metrics) -> list[str]:
     found = dict.fromkeys(name for record in metrics for name in record)
-    return [n for wanted in spec.names for n in sorted(found) if n == wanted or n.startswith(wanted + "/")]
+    drawn = [name for name in sorted(found) if name.split("/")[-1] not in _STATES]
+    return [n for wanted in spec.names for n in drawn if n == wanted or n.startswith(wanted + "/")]
 
 
 def _short(name: str, spec: _Spec) -> str:
@@ -223,7 +229,19 @@ def _curve(metrics: Metrics, name: str) -> list[Point]:
 def _note(metrics: Metrics, names: Sequence[str]) -> str:
     """How many values could not be drawn."""
     lost = sum(name in record and number(record[name]) is None for record in metrics for name in names)
-    return _lost(lost)
+    return " ".join(filter(None, (_lost(lost), *_states(metrics, names))))
+
+
+def _states(metrics: Metrics, names: Sequence[str]) -> list[str]:
+    """How often what these metrics describe was in a state that they cannot say much in."""
+    told = []
+    for base in dict.fromkeys(_base(name) for name in names):
+        for state, meaning in _STATES.items():
+            values = [number(record.get(f"{base}/{state}")) for record in metrics]
+            known = [value for value in values if value is not None]
+            if any(known):
+                told.append(f"It was {meaning} in {sum(map(bool, known))} of {len(known)} measurements.")
+    return told
 
 
 def _lost(num: int) -> str:

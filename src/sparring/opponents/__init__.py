@@ -1,0 +1,1 @@
+"""Adversaries that learn beside the policy."""
