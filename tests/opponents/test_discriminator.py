@@ -256,7 +256,7 @@ def test_without_adapters_it_is_the_reference_to_the_bit(student: Policy) -> Non
     own = [replace(group, rollouts=group.rollouts[:2]) for group in groups]
     for _ in range(2):
         expected = score(student, groups, **arguments)
-        shared = score(found.base("instruction"), groups, **arguments)
+        shared = score(found.base(student.instruction), groups, **arguments)
         assert torch.equal(shared.logprobs_T, expected.logprobs_T)
         assert torch.equal(shared.entropy_T, expected.entropy_T)
         before = found.judge(own, token_budget=500)
