@@ -168,7 +168,7 @@ def test_lengths_that_a_server_does_not_tell_are_left_out() -> None:
     threats = {"clean": CLEAN_THREAT}
     assert build_card(found, threats, about=about(), sets={})["threats"]["clean"]["length"] == 8
     silent = build_card(records("clean", "11", length=0), threats, about=about(), sets={})
-    assert silent["threats"]["clean"]["length"] is None and "| 100.0 |  |" in card_markdown(silent)
+    assert silent["threats"]["clean"]["length"] is None and "| 100.0 | 0.0 |  |" in card_markdown(silent)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,22 @@ def test_mce_is_against_a_reference_of_the_same_judge() -> None:
     for other in ({"judge": "N"}, {"protocol": "ril-1-1"}, {"answer_by": "rules"}):
         with pytest.raises(UserError, match="graded in another way"):
             card_of(rights, card_of(rights, grading=JUDGED | other), grading=JUDGED)
+
+
+def test_a_card_says_what_kept_its_accuracy_down() -> None:
+    found = [
+        *records("clean", "10", reason="wrong"),
+        *(r | {"problem_id": f"q{n}", "finish_reason": "length", "reason": "truncated", "is_well_formed": False}
+          for n, r in enumerate(records("clean", "000"))),
+        *(r | {"problem_id": f"r{n}", "reason": "no_answer"} for n, r in enumerate(records("clean", "00000"))),
+    ]  # fmt: skip
+    text = card_markdown(build_card(found, {"clean": CLEAN_THREAT}, about=about(), sets={}))
+    assert (
+        "**Warning:** 30 % of the responses to clean pictures were cut at 9 tokens: raise --max-new-tokens.\n" in text
+    )
+    assert r"**Warning:** 50 % of the responses to clean pictures have no \boxed{}, " in text
+    assert "| well-formed | cut off | tokens |" in text and "| 70.0 | 30.0 | 10.0 |" in text
+    assert "Warning" not in card_markdown(card_of({"clean": CLEAN}))
 
 
 def test_names_of_others_do_not_break_a_table() -> None:

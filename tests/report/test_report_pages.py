@@ -193,6 +193,17 @@ def test_an_evaluation(tmp_path: Path) -> None:
     assert any("restart 1: 0.3 at step of the attack 0, 1.2 at step of the attack 2" in value for value in charts)
 
 
+def test_what_kept_the_figures_down_is_said_at_the_top(tmp_path: Path) -> None:
+    told = card()
+    told["threats"]["clean"] |= {"truncated": 0.62, "reasons": {"no_answer": 0.9}}
+    folder = write_evaluation(tmp_path)
+    assert "Can be mended" not in write_report(folder).read_text()
+    write_json(folder / "card.json", told)
+    text = write_report(folder).read_text()
+    assert "62 % of the responses to clean pictures were cut at 64 tokens: raise --max-new-tokens" in text
+    assert r"90 % of the responses to clean pictures have no \boxed{}" in text
+
+
 def test_an_evaluation_of_several_samples(tmp_path: Path) -> None:
     sampled = card()
     for entry in sampled["threats"].values():

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from sparring.errors import UserError
+from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
 from sparring.evaluation.tabulation import Record, Table, tabulate
@@ -289,8 +290,9 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     lines = [
         f"# {card['model']['name']} on {card['data']['name']}",
         "",
-        f"{card['data']['num_problems']} problems, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
+        f"{problems_in_words(card['data'])}, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
         _grading_line(card),
+        *(f"\n**Warning:** {line}." for line in cautions(card)),
         "",
         *_threat_lines(card["threats"], decoding["num_samples"]),
     ]
@@ -313,12 +315,22 @@ def _grading_line(card: Mapping[str, Any]) -> str:
 def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:
     """A row for each threat; of several samples also the share of problems with all of them right."""
     strict = [f"all {num_samples} right"] if num_samples > 1 else []
-    head = ("threat", "accuracy", "drop", *strict, "right to wrong", "wrong to right", "well-formed", "tokens")
+    head = (
+        "threat",
+        "accuracy",
+        "drop",
+        *strict,
+        "right to wrong",
+        "wrong to right",
+        "well-formed",
+        "cut off",
+        "tokens",
+    )
     lines = _head(*head)
     for name, entry in threats.items():
         cells = [name, in_percent(entry["accuracy"]), in_percent(entry["drop"], sign="+")]
         cells += [in_percent(entry["strict_k"])] if strict else []
-        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed")]
+        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed", "truncated")]
         cells.append("" if entry["length"] is None else f"{entry['length']:.1f}")
         lines.append(_row(*cells))
     return lines

@@ -1,7 +1,8 @@
 """Test one model, in this process or behind an endpoint, under threats; everything lies in one folder.
 
 The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` and ``attacks.jsonl`` (written as they come),
-``card.json``, ``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
+``card.json``, ``card.md``, ``gallery/`` and, where rows of the data were left out, ``bad-rows.txt``. What is broken off
+goes on from the outcomes that are there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown, check_reference
+from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
@@ -269,7 +271,7 @@ def open_test(config: TestingConfig) -> Test:
         "model": model_print,
         "surrogate": surrogate and fingerprint(surrogate),
     }
-    folder = distributed.from_main(lambda: _open_folder(config, begun_with))
+    folder = distributed.from_main(lambda: _open_folder(config, begun_with, source.bad))
     return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
 
 
@@ -308,8 +310,12 @@ def _recover(path: Path, num_samples: int) -> list[Outcome]:
     return whole
 
 
-def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
-    """The folder of the test, new or that of an interrupted one; ConfigError names what differs."""
+def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequence[str]) -> Path:
+    """The folder of the test, new or that of an interrupted one; ConfigError names what differs.
+
+    Args:
+        bad: what was wrong with each row of the data that was left out.
+    """
     folder = config.out or _new_folder(config)
     if (folder / CONFIG).exists():
         saved = read_config(TestingConfig, folder / CONFIG)
@@ -330,6 +336,8 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
     write_config(replace(config, out=folder), folder / CONFIG)
+    if bad:
+        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
     return folder
 
 

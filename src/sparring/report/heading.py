@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
@@ -37,7 +38,9 @@ class Heading:
     missing: Sequence[str] = field(default_factory=list)
     """What this page would show and the folder does not hold."""
     warnings: Sequence[str] = field(default_factory=list)
-    """What stands against the verdict."""
+    """What stands against the verdict of a comparison: how the two were not tested alike."""
+    cautions: Sequence[str] = field(default_factory=list)
+    """What keeps the figures down and can be mended."""
 
 
 def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) -> Heading:
@@ -86,7 +89,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
             {"policy": "weights at hand", "endpoint": "a server, seen from outside"}.get(str(model.get("kind")), ""),
         ),
         ("fingerprint", name_of(model.get("fingerprint"))[:12]),
-        ("data", f"{name_of(data.get('name'))}, {name_of(data.get('num_problems'))} problems" if data else ""),
+        ("data", f"{name_of(data.get('name'))}, {name_of(problems_in_words(data))}" if data else ""),
         ("decoding", _decoding(decoding)),
         ("answers graded by", name_of(grading_in_words(card["grading"])) if card.get("grading") else ""),
         ("compared with", name_of(_part(card, "reference").get("name"))),
@@ -108,6 +111,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
         if evaluation.config
         else "",
         missing=[what for what, is_missing in missing if is_missing],
+        cautions=cautions(card),
     )
 
 
