@@ -103,7 +103,7 @@ def _more_figures(threats: Mapping[str, Any], errors: Mapping[str, str]) -> Grid
         cells += [errors.get(entry["corruption"], "") if entry["kind"] == "corruption" else ""] if errors else []
         rows.append(tuple(map(Cell, (name, *cells))))
     parts = {
-        "well-formed and cut responses": True,
+        "well-formed, cut off": True,
         f"accuracy by family{left_out}": shown,
         "F1 of yes-or-no questions": has_f1,
         "corruption error (CE)": errors,
