@@ -197,7 +197,7 @@ def test_what_kept_the_figures_down_is_said_at_the_top(tmp_path: Path) -> None:
     told = card()
     told["threats"]["clean"] |= {"truncated": 0.62, "reasons": {"no_answer": 0.9}}
     folder = write_evaluation(tmp_path)
-    assert "Can be mended" not in write_report(folder).read_text()
+    assert "To be read with care" not in write_report(folder).read_text()
     write_json(folder / "card.json", told)
     text = write_report(folder).read_text()
     assert "62 % of the responses to clean pictures were cut at 64 tokens: raise --max-new-tokens" in text

@@ -21,10 +21,11 @@ def problems_in_words(data: Mapping[str, Any]) -> str:
 
 
 def cautions(card: Mapping[str, Any]) -> list[str]:
-    """What keeps a model's accuracy down without any threat, each with the option that mends it.
+    """What a model was asked in a way that says little of it.
 
     Of responses to clean pictures: those that were cut, and those without the box in which rules look for the answer (a
-    judge reads them all). Fewer than ``WORTH_SAYING`` are not spoken of.
+    judge reads them all), each with the option that mends it. Fewer than ``WORTH_SAYING`` are not spoken of. And the
+    hints at wrong answers that name none.
     """
     clean = card.get("threats", {}).get("clean", {})
     longest, reasons = card.get("decoding", {}).get("max_new_tokens"), clean.get("reasons", {})
@@ -36,8 +37,13 @@ def cautions(card: Mapping[str, Any]) -> list[str]:
             r"have no \boxed{}, where the answer is looked for: --model.instruction tells a model how to answer",
         ),
     ]
-    return [
+    lines = [
         f"{100 * share:.0f} % of the responses to clean pictures {what}"
         for share, what in found
         if isinstance(share, int | float) and share >= WORTH_SAYING
     ]
+    for name, entry in card.get("threats", {}).items():
+        share = entry.get("empty_hints")
+        if isinstance(share, int | float) and share > 0:
+            lines.append(f"{100 * share:.0f} % of the hints of {name} name no answer: of a free text no other is made")
+    return lines

@@ -77,6 +77,11 @@ class Threat:
             return "text" if self.corruption is None else "joint"
         return "control" if self.corruption in (None, "blank") else "corruption"
 
+    @property
+    def needs_wrong_answer(self) -> bool:
+        """Whether its edit names a wrong answer to the question."""
+        return self.edit is not None and TEXT_PERTURBATIONS[self.edit].needs_wrong_answer
+
     def describe(self) -> dict[str, Any]:
         """Kind, corruption, severity, edit and budget, JSON-serialisable: what a card says of it."""
         budget = self.budget and {
