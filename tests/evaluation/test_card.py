@@ -88,11 +88,9 @@ def test_a_threat_that_turns_no_answer_has_an_interval_and_clean_has_none() -> N
 def test_nothing_is_lost_under_clean_and_nothing_can_be_lost_from_nothing() -> None:
     card = card_of({"clean": "0000000000", "blank": "1000000000"})
     assert card["threats"]["clean"]["drop"] == {"value": 0, "low": 0, "high": 0}
-    assert (
-        "| 0.0 |" in card_markdown(card)
-        and card["threats"]["blank"]["relative_drop"] is None
-        and card["corruptions"] is None
-    )
+    assert card["threats"]["blank"]["relative_drop"] is None and card["corruptions"] is None
+    (row,) = (line for line in card_markdown(card).splitlines() if line.startswith("| blank | 10"))
+    assert "] |  | 0.0 |" in row, "nothing to divide by"
 
 
 def test_mean_and_worst_over_corruptions() -> None:
@@ -169,9 +167,8 @@ def test_samples_average_at_k_and_strict_k() -> None:
         card | {"decoding": {"mode": "sampled", "num_samples": 3, "temperature": 0.7, "max_new_tokens": 9}}
     )
     assert "3 samples at 0.7, at most 9 tokens, seed 0" in text
-    assert (
-        "| drop | relative drop | all 3 right |" in text and "] | 50.0 [15.0, 85.0] | 0.0 |" in text
-    )  # Wilson, 2 of 4
+    # Wilson, 2 of 4.
+    assert "| drop | relative drop | all 3 right |" in text and "] | +0.0 | 50.0 [15.0, 85.0] | 0.0 |" in text
     assert (entry["avg_at_k"]["low"], entry["avg_at_k"]["high"]) == (
         wilson_interval(3, 4).low,
         wilson_interval(3, 4).high,

@@ -327,6 +327,7 @@ def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:
         "threat",
         "accuracy",
         "drop",
+        "relative drop",
         *strict,
         "right to wrong",
         "wrong to right",
