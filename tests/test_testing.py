@@ -119,7 +119,9 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
-def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_path: Path, num_samples: int) -> None:
+def test_an_interrupted_test_goes_on_to_the_same_end(
+    config: TestingConfig, tmp_path: Path, num_samples: int, caplog: pytest.LogCaptureFixture
+) -> None:
     if num_samples > 1:
         config = replace(config, num_samples=2, temperature=0.8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -128,7 +130,9 @@ def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_
     # What a kill in the middle of a write leaves: a torn line, and before it problems without their other sample.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]) + b'{"problem_id": "scen')
+    caplog.clear()
     interrupted(replace(config, batch_size=3, threads=1), parts, 8)
+    assert [record.getMessage() for record in caplog.records] == [f"{file}: its last line was cut off and is removed"]
     assert run_test(config, parts) == expected
     assert outcomes(parts) == outcomes(whole)
     assert len((parts / "provenance.jsonl").read_text().splitlines()) == 3

@@ -33,7 +33,9 @@ def test_an_example_in_full(folder: Path) -> None:
     (one,) = found.by_threat["typos:2"]
     assert found.notes == [] and found.has_entropies
     assert one.outcome == "right → wrong" and one.is_changed
-    assert [picture.caption for picture in one.pictures] == ["clean", "typos:2", "difference × 8"]  # noqa: RUF001
+    assert [picture.caption for picture in one.pictures] == [
+        "clean", "typos:2", "difference × 8 (grey: unchanged; clipped)",  # noqa: RUF001
+    ]  # fmt: skip
     data = base64.b64decode(one.pictures[0].uri.removeprefix("data:image/png;base64,"))
     assert data == (folder / "x-clean.png").read_bytes()
     clean, shown = one.sides

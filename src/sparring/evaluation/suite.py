@@ -13,12 +13,11 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
-from sparring.evaluation.settings import TRAINING_RESTARTS
+from sparring.evaluation.settings import GRADIENT_ATTACKS, TRAINING_RESTARTS
 from sparring.evaluation.statistics import Estimate, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
     CLEAN,
-    GRADIENT_ATTACKS,
     TRAINING_TEST,
     Threat,
     ThreatConfig,

@@ -35,7 +35,7 @@ from sparring.evaluation.threats import Threat, parse_threats, with_controls
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTION_SETS
-from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
+from sparring.provenance import append_jsonl, mend_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes import judging
 from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
@@ -302,6 +302,7 @@ def _recover(path: Path, num_samples: int) -> list[Outcome]:
     """The outcomes of an interrupted test, without problems of which samples are missing, which leave the file too."""
     if not path.exists():
         return []
+    mend_jsonl(path)
     outcomes = read_outcomes(path)
     counts = Counter((outcome.problem_id, outcome.threat) for outcome in outcomes)
     whole = [outcome for outcome in outcomes if counts[outcome.problem_id, outcome.threat] == num_samples]
@@ -326,6 +327,7 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequenc
                 f"{folder / CONFIG} differs from this test in: {', '.join(names)}; take its settings (--resume "
                 f"{folder}) or another --out"
             )
+        mend_jsonl(folder / PROVENANCE)
         first = next(iter(read_jsonl(folder / PROVENANCE)), {})
         for name, now in begun_with.items():
             # Earlier versions did not write down the surrogate.

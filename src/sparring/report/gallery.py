@@ -224,7 +224,11 @@ def _example(record: Mapping[str, Any], album: _Album) -> Example:
     wanted = (
         (clean.get("image"), "clean", "The clean picture"),
         (shown.get("image"), threat, f"The picture under {threat}"),
-        (record.get("difference"), f"difference{factor}", f"What {threat} changed{factor}, around mid-grey"),
+        (
+            record.get("difference"),
+            f"difference{factor} (grey: unchanged; clipped)",
+            f"What {threat} changed{factor}, around mid-grey, clipped",
+        ),
     )
     pictures = [album.picture(*one) for one in wanted]
     return Example(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.evaluation.cautions import cautions, problems_in_words
-from sparring.evaluation.settings import grading_in_words
+from sparring.evaluation.settings import GRADIENT_ATTACKS, NOISE_CONTROL, grading_in_words, head_of
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
@@ -99,7 +99,10 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
     missing = [
         ("no card: the evaluation is not finished, and what follows is counted from its outcomes so far", not card),
         ("no gallery of examples", not evaluation.gallery),
-        ("no checks of the attacks", bool(card) and not card.get("checks")),
+        (
+            "no checks of the attacks",
+            bool(card) and not card.get("checks") and any(head_of(name) in GRADIENT_ATTACKS for name in threats),
+        ),
     ]
     return Heading(
         kind="Evaluation",
@@ -162,11 +165,7 @@ def _study_command(found: StudyFolder) -> str:
 
 def comparison_heading(first: Path, second: Path, compared: Mapping[str, Any]) -> Heading:
     """Of two tests; ``compared`` as ``evaluation.comparison`` tells it."""
-    changes = differences(compared)
-    if not changes:
-        verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
-    else:
-        verdict = f"From A to B, paired by problem, {_told(changes)}."
+    verdict = f"From A to B, paired by problem, {_told(differences(compared))}."
     title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
     facts = [("A", str(first)), ("B", str(second))]
     return Heading("Comparison", title, verdict, facts, warnings=settings_apart(compared))
@@ -186,10 +185,11 @@ def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
         return "The model has not been tested on clean pictures yet, so nothing can be compared."
     text = f"Right on {_percent(clean)} of clean pictures"
     known = {name: value for name, entry in threats.items() if (value := estimate(entry.get("accuracy"))) is not None}
-    hard = {name: value for name, value in known.items() if name not in ("clean", "blank")}
+    hard = {name: value for name, value in known.items() if head_of(name) not in ("clean", "blank", NOISE_CONTROL)}
     if hard:
         worst = min(hard, key=lambda name: hard[name].value)
-        text += f", and on {_percent(hard[worst])} under the worst of {len(hard)} threats, {name_of(worst)}"
+        among = f"the worst of {len(hard)} threats, " if len(hard) > 1 else ""
+        text += f", and on {_percent(hard[worst])} under {among}{name_of(worst)}"
     failed = sum(check.get("passed") is False for check in card.get("checks", ()))
     if failed:
         checks = f"{failed} sanity checks" if failed > 1 else "one sanity check"
