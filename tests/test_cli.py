@@ -88,7 +88,9 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["data", "corruptions", "--set", "rain"], ["set='rain'", "imagenet-c", "roma-unseen"]),
         (["data", "corruptions", "--side", "8"], ["side=8", ">= 32"]),
         (["data", "corruptions", "--image", "nowhere.png"], ["nowhere.png"]),
-        (["data", "corruptions", "--image", __file__], ["--image", "test_cli.py", "not a picture"]),
+        (["data", "corruptions", "--image", __file__], ["--image", "test_cli.py", "cannot be read"]),
+        (["data", "corruptions", "--out", "sheet.foo"], ["out='sheet.foo'", ".png, .jpg, .jpeg, .webp"]),
+        (["data", "scenes", "--show", "--out", "sheet"], ["out='sheet'", ".png"]),
         (["study", "nothing"], ["unknown study", "saei-vs-grpo"]),
     ],
 )
@@ -115,6 +117,12 @@ def test_corruptions_are_drawn_from_a_scene_or_a_picture(tmp_path: Path, capsys:
     assert main(again) == 0
     sheet = Image.open(out)
     assert sheet.size == (6 * 66 + 6, 3 * (20 + 22) + 6) and sheet.getpixel((6, 22)) == (77, 77, 77)
+    # Read as the pictures of problems are: turned as a camera says, transparent parts white.
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGBA", (30, 90), (0, 0, 0, 0)).save(photo, exif=turned)
+    assert main(again) == 0
+    assert Image.open(out).size == sheet.size and Image.open(out).getpixel((6, 22)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(

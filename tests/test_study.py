@@ -25,6 +25,7 @@ from sparring.configs import ConfigError, undocumented_fields
 from sparring.data.scenes import SceneConfig
 from sparring.evaluation.suite import EvaluationConfig
 from sparring.methods import SaEI
+from sparring.methods.saei import SaEIConfig
 from sparring.models.families import fingerprint
 from sparring.recipes import STUDIES, robustness, saei_vs_grpo
 from sparring.recipes import run as recipe
@@ -77,6 +78,17 @@ def prepare_process(patch: pytest.MonkeyPatch) -> None:
 def study(tiny_folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Study:
     prepare_process(monkeypatch)
     return tiny_study(tiny_folders["qwen3_vl"])
+
+
+def test_shared_settings_of_a_method_hold_for_the_method_of_each_arm() -> None:
+    arms = (Arm("grpo", "grpo"), Arm("mixed", "saei", {"method": {"num_clean": 2}}))
+    two = Study("two", "a test", arms, (Condition("clean"),), shared={"method": {"num_minibatches": 2}})
+    grpo, saei = (two.config(arm).method for arm in two.arms)
+    assert (grpo.name, grpo.num_minibatches) == ("grpo", 2)
+    assert isinstance(saei, SaEIConfig) and (saei.num_minibatches, saei.num_clean) == (2, 2)
+    # One that only some of them have is refused by name.
+    with pytest.raises(ConfigError, match=r"study two, shared.*num_clean"):
+        replace(two, shared={"method": {"num_clean": 2}})
 
 
 @pytest.fixture(scope="module")

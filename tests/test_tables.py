@@ -43,6 +43,7 @@ FULL = {"value": 1.0, "low": 0.8871, "high": 1.0}
 def card(*severities: str) -> dict[str, Any]:
     entry = {"kind": "text", "accuracy": FULL, "drop": WIDE, "right_to_wrong": 0.2044, "wrong_to_right": 0.1044}
     entry |= {"families": {}, "yes_no": None, "corruption": "jpeg_compression", "agreement": None}
+    entry |= {"well_formed": 0.975, "truncated": 0.0, "reasons": {"correct": 0.96, "no_answer": 0.04}}
     names = ("clean", "misleading_hint:2+jpeg_compression:3", "random_sign:16/255")
     by_name = {"jpeg_compression": {"severities": dict.fromkeys(severities, FULL), "mean": FULL}}
     mce = {"value": 1.25, "relative": None, "reference": "bundled", "notes": ["relative mCE undefined: fog"]}
@@ -79,9 +80,12 @@ def test_a_card_fits_into_80_columns() -> None:
     single = printed(card_tables(card("3")))
     assert "by severity" not in single and "jpeg_compression:3" in single
     # A corruption has its error, an edit or an attack beside it has none.
-    assert single.partition("In %: corruption error (CE)")[2].split()[-2:] == ["jpeg_compression:3", "125.0"]
+    more = single.partition("In %: well-formed, cut off, corruption error (CE)")[2]
+    assert more.split()[-4:] == ["jpeg_compression:3", "97.5", "0.0", "125.0"] and "random_sign:16/255 97.5 0.0\n" in (
+        "\n".join(" ".join(line.split()) for line in more.splitlines())
+    )
     plain = printed(card_tables(card("3") | {"corruptions": None}))
-    assert " CE" not in plain and single.startswith(plain)
+    assert " CE" not in plain and single.startswith(plain.partition("In %")[0])
     sampled = card("3") | {"decoding": {"num_samples": 16}}
     for entry in sampled["threats"].values():
         entry["strict_k"] = {"value": 0.25, "low": 0.1, "high": 0.4}
@@ -98,7 +102,9 @@ def test_families_and_yes_or_no_questions_fit_into_80_columns() -> None:
     tables = card_tables(told)
     shown = printed(tables)
     assert max(map(len, shown.splitlines())) <= 80
-    assert "In %: accuracy by family, F1 of yes-or-no questions" in shown
+    # A title folds with its table.
+    told_of = "In %: well-formed, cut off, accuracy by family, F1 of yes-or-no questions"
+    assert told_of in " ".join(shown.split())
     # All columns there are, with the rows of the first table; a name in brackets is no mark-up.
     head = " ".join(line for line in shown.splitlines() if line.startswith(" threat"))
     assert all(name in head for name in ("counting", "[red]x", "attribute", "w" * 15 + "…", "F1"))
@@ -107,11 +113,11 @@ def test_families_and_yes_or_no_questions_fit_into_80_columns() -> None:
     for entry in told["threats"].values():
         entry["families"] = {f"family {n:02}": WIDE for n in range(20)}
     shown = printed(card_tables(told))
-    assert "12 more in card.md" in shown and "family 07" in shown and "family 08" not in shown
+    assert "12 more in card.md" in " ".join(shown.split()) and "family 07" in shown and "family 08" not in shown
     # One family is all problems.
     for entry in told["threats"].values():
         entry["families"], entry["yes_no"] = {"counting": WIDE}, None
-    assert len(card_tables(told)) == 2
+    assert "family" not in printed(card_tables(told))
 
 
 def test_what_a_card_says_in_one_figure() -> None:
@@ -125,10 +131,18 @@ def test_what_a_card_says_in_one_figure() -> None:
     ]
     plain = card("3") | {"corruptions": None, "checks": []}
     assert card_lines(plain) == []
+    plain["decoding"] = {"num_samples": 1, "max_new_tokens": 64}
+    plain["threats"]["clean"] |= {"truncated": 0.62, "reasons": {"truncated": 0.6, "no_answer": 0.3}}
+    assert card_lines(plain) == [
+        "warning: 62 % of the responses to clean pictures were cut at 64 tokens: raise --max-new-tokens",
+        r"warning: 30 % of the responses to clean pictures have no \boxed{}, where the answer is looked for: "
+        "--model.instruction tells a model how to answer",
+    ]
+    plain["threats"]["clean"] |= {"truncated": 0.0}
     plain["threats"]["clean"]["agreement"] = 0.9751
     plain["grading"] = {"answer_by": "judge", "math_backend": "math_verify", "judge": "M", "protocol": "ril-1-0"}
     said = "answers graded by M (protocol ril-1-0); the rules say the same of 97.5 % on clean pictures"
-    assert card_lines(plain) == [said]
+    assert card_lines(plain) == [said], "a judge needs no box"
 
 
 def test_a_comparison_fits_into_80_columns() -> None:

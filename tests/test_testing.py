@@ -21,6 +21,8 @@ from sparring.evaluation.suite import read_outcomes
 from sparring.recipes import testing as recipe
 from sparring.recipes.run import ModelConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig, open_test
+from sparring.report.page import write_report
+from sparring.report.tables import card_lines
 from sparring.rewards import Grader
 from toy_grader import ParityGrader
 
@@ -91,8 +93,14 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
     config = replace(config, threats=threats, gallery=1)
     card = run_test(config, tmp_path, lambda *progress: seen.append(progress))
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.json", "provenance.jsonl", "outcomes.jsonl", "card.json", "card.md", "gallery",
+        "config.json", "provenance.jsonl", "outcomes.jsonl", "card.json", "card.md", "gallery", "bad-rows.txt",
     }  # fmt: skip
+    # The row that is no JSON is counted wherever the problems are, with the file that says what is wrong with it.
+    (why,) = (tmp_path / "bad-rows.txt").read_text().splitlines()
+    assert why.startswith(f"{config.data}, line 1: not JSON")
+    said = "4 problems, 1 bad row left out (bad-rows.txt says why)"
+    assert said in (tmp_path / "card.md").read_text() and card_lines(card)[0] == said
+    assert said in write_report(tmp_path).read_text()
     assert json.loads((tmp_path / "card.json").read_text()) == card
     assert list(card["threats"]) == ["clean", "blank", *threats]
     assert {k: card["data"][k] for k in ("name", "num_problems", "num_bad")} == {
@@ -111,7 +119,9 @@ def test_the_folder_of_a_test(config: TestingConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
-def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_path: Path, num_samples: int) -> None:
+def test_an_interrupted_test_goes_on_to_the_same_end(
+    config: TestingConfig, tmp_path: Path, num_samples: int, caplog: pytest.LogCaptureFixture
+) -> None:
     if num_samples > 1:
         config = replace(config, num_samples=2, temperature=0.8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -120,7 +130,9 @@ def test_an_interrupted_test_goes_on_to_the_same_end(config: TestingConfig, tmp_
     # What a kill in the middle of a write leaves: a torn line, and before it problems without their other sample.
     file = parts / "outcomes.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]) + b'{"problem_id": "scen')
+    caplog.clear()
     interrupted(replace(config, batch_size=3, threads=1), parts, 8)
+    assert [record.getMessage() for record in caplog.records] == [f"{file}: its last line was cut off and is removed"]
     assert run_test(config, parts) == expected
     assert outcomes(parts) == outcomes(whole)
     assert len((parts / "provenance.jsonl").read_text().splitlines()) == 3

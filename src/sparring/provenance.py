@@ -93,6 +93,14 @@ def append_jsonl(path: str | Path, *records: Mapping[str, Any], is_synced: bool 
             os.fsync(file.fileno())
 
 
+def mend_jsonl(path: str | Path) -> None:
+    """Remove a last line that a crash cut off, with a warning: before a file is read that will be appended to, so that
+    the loss is spoken of once."""
+    if Path(path).exists():
+        with open(path, "a+b") as file:
+            file.write(_mended(file, path))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file; one that is there is replaced in one go, or kept. Several processes may write it."""
     path = Path(path)

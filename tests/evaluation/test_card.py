@@ -10,7 +10,7 @@ import pytest
 
 from sparring.errors import UserError
 from sparring.evaluation.card import build_card, card_markdown, yes_no
-from sparring.evaluation.statistics import bootstrap_scores, wilson_interval
+from sparring.evaluation.statistics import bootstrap_scores, paired_difference, wilson_interval
 from sparring.evaluation.tabulation import tabulate
 from sparring.evaluation.threats import parse_threats
 
@@ -67,10 +67,30 @@ def test_accuracy_drop_and_flips() -> None:
     assert entry["avg_at_k"] is None and entry["strict_k"] is None and entry["yes_no"] is None
 
 
+def test_a_corruption_at_one_severity_has_the_interval_of_its_threat() -> None:
+    card = card_of({"clean": CLEAN, "gaussian_noise:2": "1111000000"})
+    threat, found = card["threats"]["gaussian_noise:2"]["accuracy"], card["corruptions"]
+    assert threat == vars(wilson_interval(4, 10))
+    assert threat == found["by_name"]["gaussian_noise"]["mean"] == found["mean"] == found["worst"]["accuracy"]
+    # Another severity, or another corruption, makes a mean of it.
+    more = card_of({"clean": CLEAN, "gaussian_noise:2": "1111000000", "fog:1": "1100000011"})["corruptions"]
+    assert more["by_name"]["gaussian_noise"]["mean"] == threat
+    assert more["mean"] == vars(bootstrap_scores([1, 1, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0.5], seed=0))
+
+
+def test_a_threat_that_turns_no_answer_has_an_interval_and_clean_has_none() -> None:
+    threats = card_of({"clean": CLEAN, "fog:1": CLEAN})["threats"]
+    assert threats["clean"]["drop"] == {"value": 0, "low": 0, "high": 0}
+    assert threats["fog:1"]["drop"] == vars(paired_difference([0.0] * 10, seed=0))
+    assert threats["fog:1"]["drop"]["high"] > 0.2
+
+
 def test_nothing_is_lost_under_clean_and_nothing_can_be_lost_from_nothing() -> None:
     card = card_of({"clean": "0000000000", "blank": "1000000000"})
     assert card["threats"]["clean"]["drop"] == {"value": 0, "low": 0, "high": 0}
     assert card["threats"]["blank"]["relative_drop"] is None and card["corruptions"] is None
+    (row,) = (line for line in card_markdown(card).splitlines() if line.startswith("| blank | 10"))
+    assert "] |  | 0.0 |" in row, "nothing to divide by"
 
 
 def test_mean_and_worst_over_corruptions() -> None:
@@ -143,8 +163,12 @@ def test_samples_average_at_k_and_strict_k() -> None:
     # Of 12 responses, paired by sample, p0/0, p1/2, p2/1 fall and p3/0... was right too; none rises: 9 - 6 = 3.
     assert math.isclose(fogged["right_to_wrong"], 3 / 12) and fogged["wrong_to_right"] == 0
     assert math.isclose(fogged["drop"]["value"], 0.25) and fogged["strict_k"]["value"] == 0
-    text = card_markdown(card | {"decoding": {"mode": "sampled", "num_samples": 3, "temperature": 0.7}})
-    assert "| drop | all 3 right |" in text and "] | 50.0 [15.0, 85.0] | 0.0 |" in text  # Wilson, 2 of 4
+    text = card_markdown(
+        card | {"decoding": {"mode": "sampled", "num_samples": 3, "temperature": 0.7, "max_new_tokens": 9}}
+    )
+    assert "3 samples at 0.7, at most 9 tokens, seed 0" in text
+    # Wilson, 2 of 4.
+    assert "| drop | relative drop | all 3 right |" in text and "] | +0.0 | 50.0 [15.0, 85.0] | 0.0 |" in text
     assert (entry["avg_at_k"]["low"], entry["avg_at_k"]["high"]) == (
         wilson_interval(3, 4).low,
         wilson_interval(3, 4).high,
@@ -168,7 +192,7 @@ def test_lengths_that_a_server_does_not_tell_are_left_out() -> None:
     threats = {"clean": CLEAN_THREAT}
     assert build_card(found, threats, about=about(), sets={})["threats"]["clean"]["length"] == 8
     silent = build_card(records("clean", "11", length=0), threats, about=about(), sets={})
-    assert silent["threats"]["clean"]["length"] is None and "| 100.0 |  |" in card_markdown(silent)
+    assert silent["threats"]["clean"]["length"] is None and "| 100.0 | 0.0 |  |" in card_markdown(silent)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +226,10 @@ def test_as_markdown() -> None:
     card = card_of(rights, reference)
     card["checks"] = [{"threat": "pgd:4/255", "name": "loss_rises", "passed": False, "detail": "1 to 0"}]
     text = card_markdown(card)
-    assert "| blank | 20.0 [5.7, 51.0] | +60.0 [" in text
+    assert "| blank | 20.0 [5.7, 51.0] | +60.0 [" in text and "greedy, at most 9 tokens" in text
+    # Of the 8 that were right 6 are lost: 60 over 80 points.
+    (row,) = (line for line in text.splitlines() if line.startswith("| blank | 20.0 [5.7, 51.0]"))
+    assert "] | +75.0 | 60.0 | 0.0 |" in row
     assert "| fog | 60.0 [31.3, 83.2] | 40.0 [16.8, 68.7] | 50.0 [" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| fog |"))
     assert "| mean | CE | relative CE |" in text and row.endswith("| 125.0 | 150.0 |")
@@ -240,6 +267,29 @@ def test_mce_is_against_a_reference_of_the_same_judge() -> None:
     for other in ({"judge": "N"}, {"protocol": "ril-1-1"}, {"answer_by": "rules"}):
         with pytest.raises(UserError, match="graded in another way"):
             card_of(rights, card_of(rights, grading=JUDGED | other), grading=JUDGED)
+
+
+def test_a_card_says_what_kept_its_accuracy_down() -> None:
+    found = [
+        *records("clean", "10", reason="wrong"),
+        *(r | {"problem_id": f"q{n}", "finish_reason": "length", "reason": "truncated", "is_well_formed": False}
+          for n, r in enumerate(records("clean", "000"))),
+        *(r | {"problem_id": f"r{n}", "reason": "no_answer"} for n, r in enumerate(records("clean", "00000"))),
+    ]  # fmt: skip
+    text = card_markdown(build_card(found, {"clean": CLEAN_THREAT}, about=about(), sets={}))
+    assert (
+        "**Warning:** 30 % of the responses to clean pictures were cut at 9 tokens: raise --max-new-tokens.\n" in text
+    )
+    assert r"**Warning:** 50 % of the responses to clean pictures have no \boxed{}, " in text
+    assert "| well-formed | cut off | tokens |" in text and "| 70.0 | 30.0 | 10.0 |" in text
+    assert "Warning" not in card_markdown(card_of({"clean": CLEAN}))
+
+
+def test_hints_that_name_no_answer_are_spoken_of() -> None:
+    hints = [r | {"is_hint_empty": n < 3} for n, r in enumerate(records("misleading_hint:1", "1111"))]
+    threats = {threat.name: threat.describe() for threat in parse_threats(["clean", "misleading_hint:1"])}
+    text = card_markdown(build_card([*records("clean", "1111"), *hints], threats, about=about(), sets={}))
+    assert "**Warning:** 75 % of the hints of misleading_hint:1 name no answer" in text
 
 
 def test_names_of_others_do_not_break_a_table() -> None:

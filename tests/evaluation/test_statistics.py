@@ -13,6 +13,7 @@ from sparring.evaluation.statistics import (
     holm,
     mcnemar_exact,
     paired_bootstrap_difference,
+    paired_difference,
     wilson_interval,
 )
 
@@ -198,6 +199,48 @@ def test_the_fast_bootstrap_is_the_slow_one() -> None:
     for bad in ([], [math.nan]):
         with pytest.raises(ValueError):
             bootstrap_scores(bad, seed=0)
+
+
+def tango(gained: int, lost: int, num: int) -> tuple[float, float]:
+    """The differences at which Tango's score statistic is 1.96, found by bisection, with his constrained estimate."""
+
+    def statistic(difference: float) -> float:
+        half = -gained - lost + (2 * num - gained + lost) * difference
+        root = math.sqrt(max(0.0, half**2 + 8 * num * lost * difference * (1 - difference)))
+        chance = (root - half) / (4 * num)
+        spread = num * (2 * chance + difference * (1 - difference))
+        return (gained - lost - num * difference) / math.sqrt(max(spread, 1e-300))
+
+    def crossing(target: float) -> float:
+        low, high = -1.0 + 1e-9, 1.0 - 1e-9
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if statistic(middle) > target else (low, middle)
+        return low
+
+    return crossing(1.959964), crossing(-1.959964)
+
+
+@pytest.mark.parametrize("num", [8, 60, 300])
+def test_where_nothing_flips_the_interval_is_tangos(num: int) -> None:
+    found = paired_difference(np.zeros(num), seed=0)
+    _, high = tango(0, 0, num)
+    assert found.value == 0 and math.isclose(found.high, high, rel_tol=1e-4)
+    assert math.isclose(found.low, -found.high)
+    # z^2 / (n + z^2), z^2 = 3.841: 1.26 points of 300 problems.
+    assert math.isclose(found.high, 3.8415 / (num + 3.8415), rel_tol=1e-4)
+    # All flip: then too a resample is like the other. Exchanged, the interval is mirrored.
+    assert math.isclose(tango(num, 0, num)[0], paired_difference(np.ones(num), seed=0).low, rel_tol=1e-3, abs_tol=1e-5)
+    gained, lost = paired_difference(np.ones(num), seed=0), paired_difference(-np.ones(num), seed=0)
+    assert (gained.value, gained.high, lost.low) == (1, 1, -1) and math.isclose(lost.high, -gained.low)
+
+
+def test_where_something_flips_the_interval_is_the_bootstraps() -> None:
+    differences = [1.0, 0.0, 0.0, -1.0, 0.0]
+    assert paired_difference(differences, seed=0) == bootstrap_scores(differences, seed=0)
+    assert paired_difference([0.5, 0.5], seed=0) == bootstrap_scores([0.5, 0.5], seed=0)
+    with pytest.raises(ValueError, match="non-empty"):
+        paired_difference([], seed=0)
 
 
 @pytest.mark.parametrize(

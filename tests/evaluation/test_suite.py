@@ -156,6 +156,14 @@ def test_an_edited_question_is_what_the_model_reads(policy: Policy) -> None:
     assert [o.text for o in of(found, "typos:5")] != [o.text for o in of(found, "clean")]
 
 
+def test_a_hint_that_names_no_answer_is_counted(policy: Policy) -> None:
+    known, free = (
+        replace(p, answer=a, answer_kind="text") for p, a in zip(some_problems(2), ("red", "Paris"), strict=True)
+    )
+    found = outcomes_of(suite_of(policy, ["clean", "misleading_hint:1", "typos:1"]), [known, free])
+    assert [(o.problem_id, o.threat) for o in found if o.is_hint_empty] == [(free.id, "misleading_hint:1")]
+
+
 def test_an_attack_has_a_record_for_each_problem(policy: Policy) -> None:
     problems = some_problems(6)
     (part,) = suite_of(policy, ["random_sign:16/255"]).run(problems)

@@ -121,6 +121,12 @@ def test_what_means_nothing_is_named_with_what_was_meant(name: str, said: str) -
         parse_threats(["clean", name])
 
 
+@pytest.mark.parametrize("name", ["pgd:0", "pgd:0/255", "pgd-l2:0", "random_sign:0"])
+def test_a_budget_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="a budget of 0 changes nothing, which is clean; give more"):
+        parse_threats([name])
+
+
 def test_help_lists_every_name() -> None:
     text = describe_threats()
     listed = [*CORRUPTION_SETS, *TEXT_PERTURBATIONS, *(name for name in CORRUPTIONS if name != "blank"), "pgd-l2"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparring.models.cache import SiblingCache
+from sparring.errors import UserError
+from sparring.models.cache import SiblingCache, cache_keyword
 from sparring.models.policy import Policy
 from sparring.scoring import score
 from sparring.types import Group
@@ -30,6 +33,29 @@ def change_config(folder: Path, **changes: object) -> None:
 
 def parameters_of(policy: Policy) -> dict[str, Tensor]:
     return dict(policy.module.named_parameters())
+
+
+class OldDecoder(nn.Module):
+    def forward(self, inputs_embeds: Tensor, past_key_values: object = None, **kwargs: object) -> None: ...
+
+
+class NewDecoder(nn.Module):
+    def forward(self, inputs_embeds: Tensor, cache: object = None, **kwargs: object) -> None: ...
+
+    def wrapped(*args: object, **kwargs: object) -> None: ...
+
+
+def test_the_cache_is_given_under_the_name_that_the_decoder_has(tiny_policy: Policy) -> None:
+    assert (cache_keyword(OldDecoder()), cache_keyword(NewDecoder())) == ("past_key_values", "cache")
+    # As transformers' own decorators wrap it.
+    wrapped = NewDecoder()
+    wrapped.forward = functools.wraps(NewDecoder.forward)(NewDecoder.wrapped)  # type: ignore[method-assign]
+    assert cache_keyword(wrapped) == "cache"
+    with pytest.raises(UserError, match=r"Linear\.forward takes neither cache nor past_key_values"):
+        cache_keyword(nn.Linear(1, 1))
+    # Of every family, a name that its decoder has: what it does not know, it would take and not use.
+    decoder = tiny_policy.module.vlm.get_decoder()
+    assert cache_keyword(decoder) in inspect.signature(decoder.forward).parameters
 
 
 def test_saved_and_loaded_again_it_is_the_same(tiny_policy: Policy, tmp_path: Path) -> None:

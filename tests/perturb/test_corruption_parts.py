@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparring.perturb.corruptions import blur, digital, field, filters, noise, spatter, weather
+from sparring.perturb.corruptions import CORRUPTIONS, blur, digital, field, filters, noise, spatter, weather
 from sparring.perturb.corruptions.frost import frost_texture
 
 
@@ -302,6 +302,29 @@ def test_a_watermark_is_as_strong_as_said(grey, ink):
     strongest = (marked - grey).abs().max()
     assert float(strongest) == pytest.approx(0.4 * abs(ink - grey), abs=0.01)
     assert 0.03 < float(((marked - grey).abs() > 0.01).float().mean()) < 0.5
+
+
+@pytest.mark.parametrize("size", [(40, 60), (33, 97), (224, 224)])
+def test_an_occlusion_grows_in_its_place(size):
+    shares = [share for (share,) in CORRUPTIONS["occlusion"].severities]
+    for seed in range(20):
+        blocks = [field.occlusion(torch.full((3, *size), 2.0), share=s, generator=seeded(seed)) for s in shares]
+        covered = [(block != 2.0).all(dim=0) for block in blocks]
+        for smaller, larger, before, after in zip(covered, covered[1:], blocks, blocks[1:], strict=False):
+            assert smaller.any() and not (smaller & ~larger).any()
+            assert torch.equal(before[:, smaller], after[:, smaller]), "of the same colour"
+        # A block that may lie anywhere at first stays inside: its middle moves by half of what it grows by at most.
+        middles = [torch.nonzero(c).double().mean(dim=0) for c in covered]
+        grown = [torch.nonzero(c).amax(dim=0) - torch.nonzero(c).amin(dim=0) for c in covered]
+        assert ((middles[-1] - middles[0]).abs() <= (grown[-1] - grown[0]) / 2).all()
+
+
+def test_more_lines_of_text_leave_the_first_where_it_was():
+    picture = torch.full((3, 96, 128), 0.5)
+    few, many = (field.text_overlay(picture, lines=n, generator=seeded(4)) for n in (1, 2))
+    written = (few != 0.5).any(dim=0)
+    more = (many != few).any(dim=0)
+    assert written.any() and more.any() and float((written & ~more).sum()) > 0.5 * float(written.sum())
 
 
 def test_occlusion_covers_its_share_with_one_colour():

@@ -147,6 +147,18 @@ def test_a_batch_equals_its_pictures_one_by_one(name):
         assert torch.allclose(together, torch.stack(one_by_one), rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_on_a_gpu_pictures_differ_from_the_cpus_by_a_grey_level_at_most(name):
+    severity = 3 if CORRUPTIONS[name].severities else None
+    here = corrupt(view_of((65, 80)), name, seed=7, severity=severity).images[0]
+    there = corrupt(View("clean", (view_of((65, 80)).images[0].cuda(),)), name, seed=7, severity=severity).images[0]
+    assert there.is_cuda
+    # A threshold (an edge of spatter, a pixel of glass) may fall to the other side in a few places.
+    apart = 255 * (there.cpu() - here).abs()
+    assert float((apart <= 1.01).double().mean()) >= 0.99
+
+
 @pytest.mark.parametrize("name", SEEDED)
 def test_as_many_generators_as_pictures(name):
     entry = CORRUPTIONS[name]

@@ -10,6 +10,7 @@ from sparring.perturb.text import (
     _FRAMES,
     _PLAIN_FACTS,
     TEXT_PERTURBATIONS,
+    has_wrong_answer,
     misleading_hint,
     paraphrase,
     perturb_question,
@@ -184,6 +185,7 @@ def test_a_hint_names_the_wrong_answer():
 )
 def test_wrong_answers(fields, wrong):
     assert {wrong_answer(problem(**fields), rng(seed)) for seed in range(80)} == wrong
+    assert has_wrong_answer(problem(**fields)) == (wrong != {"something else"})
 
 
 def test_a_wrong_object_differs_in_one_word():

@@ -90,6 +90,18 @@ def test_a_page_is_sound(browser: Browser, pages: dict[str, Path], kind: str, wi
     assert browser.errors == [] and asked == [pages[kind].resolve().as_uri()]
 
 
+def test_names_of_threats_stay_in_one_piece(browser: Browser, tmp_path: Path) -> None:
+    names = ["gaussian_noise:3", "jpeg_compression:3", "misleading_hint:2"]
+    for label, num in (("a", 120), ("b", 300)):
+        rows = [row for name in names for row in outcomes(name, [int((n + len(label)) % 3 == 0) for n in range(num)])]
+        write_lines(write_evaluation(tmp_path / label) / "outcomes.jsonl", rows)
+    browser.open(write_comparison_page(tmp_path / "a", tmp_path / "b"), width=1280)
+    lines = """[...document.querySelectorAll('section[aria-labelledby=test] tbody th')].map((th) => {
+      const range = document.createRange(); range.selectNodeContents(th); return range.getClientRects().length; })"""
+    assert browser.evaluate(lines) == [1, 1, 1]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
 def test_hostile_text_arrives_as_text(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["evaluation"], width=1280)
     assert browser.evaluate("document.images.length") == 3

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sample_folders import HOSTILE, HOSTILE_SHOWN, example, write_picture
 from sparring.report import gallery
@@ -30,7 +33,9 @@ def test_an_example_in_full(folder: Path) -> None:
     (one,) = found.by_threat["typos:2"]
     assert found.notes == [] and found.has_entropies
     assert one.outcome == "right → wrong" and one.is_changed
-    assert [picture.caption for picture in one.pictures] == ["clean", "typos:2", "difference × 8"]  # noqa: RUF001
+    assert [picture.caption for picture in one.pictures] == [
+        "clean", "typos:2", "difference × 8 (grey: unchanged; clipped)",  # noqa: RUF001
+    ]  # fmt: skip
     data = base64.b64decode(one.pictures[0].uri.removeprefix("data:image/png;base64,"))
     assert data == (folder / "x-clean.png").read_bytes()
     clean, shown = one.sides
@@ -86,6 +91,35 @@ def test_a_page_is_not_endless(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     (one,) = found.by_threat["typos:2"]
     assert len(one.pictures) == 1
     assert "2 pictures are not shown" in found.notes[0] and "1 more examples" in found.notes[1]
+
+
+def test_what_does_not_fit_is_missing_from_all_threats_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As files have them: controls first, attacks last.
+    names = ["blank"] * 3 + ["fog:1"] * 3 + ["pgd:4/255"] * 3
+    records = [example(threat=name, problem_id=f"p{n}") for n, name in enumerate(names)]
+    # Two rounds, the second without blank; six pictures are in the first two examples.
+    monkeypatch.setattr(gallery, "MOST_EXAMPLES", 5)
+    monkeypatch.setattr(gallery, "MOST_BYTES", 6 * (folder / "x-clean.png").stat().st_size)
+    found = read(folder, *records)
+    shown = {threat: [(one.problem, len(one.pictures)) for one in own] for threat, own in found.by_threat.items()}
+    assert list(shown) == ["fog:1", "pgd:4/255", "blank"]
+    assert shown == {"fog:1": [("p3", 3), ("p4", 0)], "pgd:4/255": [("p6", 3), ("p7", 0)], "blank": [("p0", 0)]}
+    assert "9 pictures are not shown" in found.notes[0] and "4 more examples" in found.notes[-1]
+
+
+def test_large_pictures_are_shown_smaller(folder: Path) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(600, 1200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "x-clean.png")
+    found = read(folder, example())
+    large, small, _ = found.by_threat["typos:2"][0].pictures
+    assert (large.width, large.height) == (448, 224) and small.width == 8
+    data = base64.b64decode(large.uri.removeprefix("data:image/jpeg;base64,"))
+    assert len(data) < (folder / "x-clean.png").stat().st_size / 5
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (448, 224) and abs(np.asarray(image).mean() - noise.mean()) < 2
+    assert found.notes == [
+        f"1 pictures are shown smaller, with 448 pixels on the longer side; at their own size they are in {folder}."
+    ]
 
 
 def test_missing_pieces(folder: Path) -> None:

@@ -167,7 +167,7 @@ def test_an_evaluation(tmp_path: Path) -> None:
     for expected in (
         "How well fine holds up",
         "Right on 80.0 % (95 % interval 70.0 to 90.0) of clean pictures, and on 10.0 %",
-        "under the worst of 9 threats, pgd:4/255; one sanity check failed",
+        "under the worst of 7 threats, pgd:4/255; one sanity check failed",
         "1 of 3 checks passed, 1 failed",
         "mCE 90.0, relative mCE –, against older = 100",
         "relative mCE undefined",
@@ -191,6 +191,76 @@ def test_an_evaluation(tmp_path: Path) -> None:
     assert "all samples right" not in page.text
     assert any("pgd: 80.0 % at radius in 255ths (L∞) 0, 10.0 %" in value for value in charts)
     assert any("restart 1: 0.3 at step of the attack 0, 1.2 at step of the attack 2" in value for value in charts)
+
+
+def test_an_evaluation_without_attacks_lacks_no_checks(tmp_path: Path) -> None:
+    told, folder = card(), write_evaluation(tmp_path)
+    threats = told["threats"]
+    told["checks"] = []
+    write_json(folder / "card.json", told)
+    assert "no checks of the attacks" in Page(write_report(folder)).text
+    told["threats"] = {name: threats[name] for name in ("clean", "blank", "gaussian_noise:5", "random_sign:4/255")}
+    write_json(folder / "card.json", told)
+    text = Page(write_report(folder)).text
+    assert "no checks of the attacks" not in text
+    # Random signs are a control; of one threat there is no worst.
+    assert "and on 30.0 % (95 % interval 20.0 to 40.0) under gaussian_noise:5." in text
+
+
+def test_one_severity_is_no_curve(tmp_path: Path) -> None:
+    told, folder = card(), write_evaluation(tmp_path)
+    by_name = told["corruptions"]["by_name"]
+    by_name["gaussian_noise"]["severities"] = {"3": by_name["gaussian_noise"]["severities"]["3"]}
+    del told["threats"]["typos:5"]
+    write_json(folder / "card.json", told)
+    text = Page(write_report(folder)).text
+    assert "Accuracy by severity" not in text and "Mean over severities" in text and "typos:2" in text
+
+
+def test_cheap_attacks_of_training_runs_and_studies_are_said_to_be(tmp_path: Path) -> None:
+    note = "Attacks: 5 steps, one restart, without controls and checks"
+    run = write_run(tmp_path / "run")
+    assert "without controls and checks" not in Page(write_report(run)).text, "it is not attacked"
+    for name in ("test-before.jsonl", "test-after.jsonl"):
+        write_lines(run / name, outcomes("clean", [1, 0]) + outcomes("attacked", [1, 0]))
+    strength = {"evaluation": {"strength": {"attack_steps": 5}}}
+    write_json(run / "config.json", json.loads((run / "config.json").read_text()) | strength)
+    assert note in Page(write_report(run)).text
+    study = write_study(tmp_path / "study")
+    told = json.loads((study / "study.json").read_text())
+    assert "without controls and checks" not in Page(write_report(study)).text
+    told |= {"conditions": [{"label": "hard", "threats": ["attacked"]}], "arms": {"grpo": {"config": strength}}}
+    write_json(study / "study.json", told)
+    assert note in Page(write_report(study)).text
+
+
+def test_two_tests_without_a_problem_in_common_make_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    write_lines(second / "outcomes.jsonl", outcomes("fog:1", [1, 0]))
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(first), str(second)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "there is nothing to pair" in error and error.count("\n") == 1
+    assert list(second.glob("against-*")) == []
+
+
+def test_lists_of_settings_are_written_as_in_a_command(tmp_path: Path) -> None:
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
+    write_json(first / "config.json", {"threats": ["fog:1", "pgd:4/255"]})
+    write_json(second / "config.json", {"threats": []})
+    text = Page(write_comparison_page(first, second)).text
+    assert "threats fog:1 pgd:4/255 none" in text and "[" not in text.partition("Settings that differ")[2][:200]
+
+
+def test_what_kept_the_figures_down_is_said_at_the_top(tmp_path: Path) -> None:
+    told = card()
+    told["threats"]["clean"] |= {"truncated": 0.62, "reasons": {"no_answer": 0.9}}
+    folder = write_evaluation(tmp_path)
+    assert "To be read with care" not in write_report(folder).read_text()
+    write_json(folder / "card.json", told)
+    text = write_report(folder).read_text()
+    assert "62 % of the responses to clean pictures were cut at 64 tokens: raise --max-new-tokens" in text
+    assert r"90 % of the responses to clean pictures have no \boxed{}" in text
 
 
 def test_an_evaluation_of_several_samples(tmp_path: Path) -> None:

@@ -25,25 +25,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
+from sparring.data.pictures import BadPicture, read_picture
 from sparring.errors import UserError
 from sparring.seeding import derive_seed
 from sparring.types import AnswerKind, Box, Problem
 
 OnBad = Literal["stop", "skip"]
-
-MAX_PIXELS = 64_000_000
-"""Largest picture, in pixels: a file of a few kilobytes can claim billions of them."""
 
 _FIELDS = (
     "id", "question", "image", "images", "answer", "answer_kind", "choices", "boxes", "family", "response", "responses",
@@ -136,8 +130,8 @@ class JsonlProblems(Sequence[Problem]):
             raise IndexError(f"{self.path} has {len(self._rows)} problems, asked for number {index}")
         row = self._rows[index]
         try:
-            images = tuple(_decoded(picture) for picture in row.pictures)
-        except _BadRow as error:
+            images = tuple(read_picture(picture) for picture in row.pictures)
+        except BadPicture as error:
             raise UserError(f"{self.path}, problem {row.problem.id!r}: {error}; it was whole a while ago") from error
         return replace(row.problem, images=images)
 
@@ -281,37 +275,8 @@ def _boxes(record: Mapping[str, Any], num_images: int) -> tuple[Box, ...]:
 
 def _checked_picture(path: Path) -> bytes:
     """The content of a picture file that can be decoded."""
-    _decoded(path)
-    return path.read_bytes()
-
-
-def _decoded(path: Path) -> Tensor:
-    """A picture as uint8 (3, H, W) RGB, turned as its EXIF data say, transparent parts white."""
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of pictures up to twice its limit; the size is checked here before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise _BadRow(f"picture {path} claims {width} x {height} pixels: at most {MAX_PIXELS} are decoded")
-                return _pixels(picture)
-    except FileNotFoundError as error:
-        raise _BadRow(f"picture {path} is missing") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise _BadRow(f"picture {path} cannot be read: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's decoders raise all three on broken files.
-        raise _BadRow(f"picture {path} is broken: {' '.join(str(error).split())}") from error
-
-
-def _pixels(picture: Image.Image) -> Tensor:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):
-        # 16 bits of grey; Pillow's own conversion would cut off what is above 255.
-        grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        upright = Image.fromarray(grey)
-    if upright.has_transparency_data:
-        layered = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
+        read_picture(path)
+    except BadPicture as error:
+        raise _BadRow(str(error)) from error
+    return path.read_bytes()

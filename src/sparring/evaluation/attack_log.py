@@ -14,10 +14,11 @@ from sparring import distributed
 from sparring.configs import from_dict, to_dict
 from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.checks import check_attack
+from sparring.evaluation.settings import GRADIENT_ATTACKS
 from sparring.evaluation.suite import Outcome, Suite
-from sparring.evaluation.threats import CLEAN, GRADIENT_ATTACKS, Threat
+from sparring.evaluation.threats import CLEAN, Threat
 from sparring.evaluation.whitebox import Attacked, attack_summary, control_attacks, control_names
-from sparring.provenance import append_jsonl, read_jsonl
+from sparring.provenance import append_jsonl, mend_jsonl, read_jsonl
 from sparring.types import Problem
 
 ATTACK = "attack"
@@ -30,7 +31,7 @@ class AttackLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records: dict[tuple[str, str], dict[str, AttackRecord]] = {}
-        for line in distributed.from_main(lambda: read_jsonl(path) if path.exists() else []):
+        for line in distributed.from_main(lambda: _mended(path)):
             threat, control = line.pop("threat"), line.pop("control")
             record = from_dict(AttackRecord, line, where=str(path))
             # A problem that was attacked twice, as an interruption came before its outcome was written, counts once.
@@ -60,6 +61,12 @@ class AttackLog:
             for threat in suite.threats
             if threat.attack is not None
         }
+
+
+def _mended(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that will be appended to, if it is there."""
+    mend_jsonl(path)
+    return read_jsonl(path) if path.exists() else []
 
 
 def run_checks(

@@ -6,10 +6,10 @@ samples that are correct: 0 or 1 with one sample. Under every threat the same pr
 | figure | definition | interval |
 |---|---|---|
 | accuracy A | mean score | Wilson |
-| drop | A_clean - A_threat = right_to_wrong - wrong_to_right | bootstrap over problems, paired |
+| drop | A_clean - A_threat = right_to_wrong - wrong_to_right | bootstrap over problems, paired; without flips Tango's |
 | relative_drop | drop / A_clean (MMI of MM_Robustness, arXiv 2212.08044) | |
 | right_to_wrong | share of responses that were right on clean and are wrong under the threat | |
-| mean over corruptions | mean over C of the mean over s of A | bootstrap over problems |
+| mean over corruptions | mean over C of the mean over s of A | bootstrap over problems; of a single A Wilson |
 | mCE | mean over C of  sum_s (1 - A) / sum_s (1 - A_ref)  (ImageNet-C, arXiv 1903.12261) | |
 | relative mCE | the same with A_clean - A in place of 1 - A | |
 | avg_at_k, strict_k | mean score of k samples; share of problems with all k correct | Wilson |
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from sparring.errors import UserError
+from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
-from sparring.evaluation.statistics import Estimate, bootstrap_scores, wilson_interval
+from sparring.evaluation.statistics import Estimate, bootstrap_scores, paired_difference, wilson_interval
 from sparring.evaluation.tabulation import Record, Table, tabulate
 
 FORMAT = 1
@@ -52,6 +53,7 @@ def threat_entry(table: Table, clean: Table | None, description: Mapping[str, An
         "well_formed": _share(records, "is_well_formed"),
         "truncated": sum(record.get("finish_reason") == "length" for record in records) / len(records),
         "length": sum(lengths) / len(lengths) if lengths else None,
+        "empty_hints": sum(bool(record.get("is_hint_empty")) for record in records) / len(records),
         "families": _families(table),
         "reasons": {reason: count / len(records) for reason, count in sorted(reasons.items())},
         "agreement": agreement(records),
@@ -66,7 +68,9 @@ def _against_clean(table: Table, clean: Table | None) -> dict[str, Any]:
         return dict.fromkeys(("drop", "relative_drop", "right_to_wrong", "wrong_to_right"))
     was_right, is_right = clean.correct_PK, table.correct_PK
     clean_accuracy = float(clean.score_P.mean())
-    drop = bootstrap_scores(clean.score_P - table.score_P, seed=0)
+    # Nothing is lost to oneself, which is no estimate.
+    is_itself = table.records == clean.records
+    drop = Estimate(0.0, 0.0, 0.0) if is_itself else paired_difference(clean.score_P - table.score_P, seed=0)
     return {
         "drop": _estimate(drop),
         "relative_drop": drop.value / clean_accuracy if clean_accuracy else None,
@@ -131,11 +135,11 @@ def corruption_entry(
         own = [tables[members[corruption, severity]].score_P for severity in severities]
         by_name[corruption] = {
             "severities": {str(s): _estimate(_wilson(score)) for s, score in zip(severities, own, strict=True)},
-            "mean": _estimate(bootstrap_scores(np.mean(own, axis=0), seed=0)),
+            "mean": _estimate(_mean_over([(corruption, severity) for severity in severities], members, tables)),
         }
     worst = min(members.values(), key=lambda name: tables[name].score_P.mean())
     return {
-        "mean": _estimate(bootstrap_scores(_mean_score(list(members), members, tables), seed=0)),
+        "mean": _estimate(_mean_over(list(members), members, tables)),
         "worst": {"threat": worst, "accuracy": _estimate(_wilson(tables[worst].score_P))},
         "by_name": by_name,
         "sets": _set_means(members, tables, sets),
@@ -153,18 +157,21 @@ def _set_means(
         severities = {severity for corruption, severity in members if corruption == wanted[0][0]}
         chosen = [member for member in wanted if member[1] in severities]
         if chosen and all(member in members for member in chosen):
-            found[name] = _estimate(bootstrap_scores(_mean_score(chosen, members, tables), seed=0))
+            found[name] = _estimate(_mean_over(chosen, members, tables))
     return found
 
 
-def _mean_score(
+def _mean_over(
     chosen: Sequence[tuple[str, int]], members: Mapping[tuple[str, int], str], tables: Mapping[str, Table]
-) -> np.ndarray:
-    """(P,) each problem's mean over corruptions of its mean over severities."""
+) -> Estimate:
+    """Mean over corruptions of the mean over severities; of a single threat its accuracy, with the same interval."""
+    if len(chosen) == 1:
+        return _wilson(tables[members[chosen[0]]].score_P)
     by_corruption: dict[str, list[np.ndarray]] = {}
     for member in chosen:
         by_corruption.setdefault(member[0], []).append(tables[members[member]].score_P)
-    return np.mean([np.mean(scores, axis=0) for scores in by_corruption.values()], axis=0)
+    means_CP = [np.mean(scores, axis=0) for scores in by_corruption.values()]
+    return bootstrap_scores(np.mean(means_CP, axis=0), seed=0)
 
 
 def mean_corruption_error(card: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,11 +293,14 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         if decoding["mode"] == "greedy"
         else f"{decoding['num_samples']} samples at {decoding['temperature']:g}"
     )
+    how += f", at most {decoding['max_new_tokens']} tokens"
     lines = [
         f"# {card['model']['name']} on {card['data']['name']}",
         "",
-        f"{card['data']['num_problems']} problems, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals.",
+        f"{problems_in_words(card['data'])}, {how}, seed {card['seed']}; accuracy and drop in %, 95 % intervals; "
+        "the relative drop is that over the clean accuracy.",
         _grading_line(card),
+        *(f"\n**Warning:** {line}." for line in cautions(card)),
         "",
         *_threat_lines(card["threats"], decoding["num_samples"]),
     ]
@@ -313,12 +323,24 @@ def _grading_line(card: Mapping[str, Any]) -> str:
 def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:
     """A row for each threat; of several samples also the share of problems with all of them right."""
     strict = [f"all {num_samples} right"] if num_samples > 1 else []
-    head = ("threat", "accuracy", "drop", *strict, "right to wrong", "wrong to right", "well-formed", "tokens")
+    head = (
+        "threat",
+        "accuracy",
+        "drop",
+        "relative drop",
+        *strict,
+        "right to wrong",
+        "wrong to right",
+        "well-formed",
+        "cut off",
+        "tokens",
+    )
     lines = _head(*head)
     for name, entry in threats.items():
         cells = [name, in_percent(entry["accuracy"]), in_percent(entry["drop"], sign="+")]
+        cells.append("" if entry["relative_drop"] is None else f"{100 * entry['relative_drop']:+.1f}")
         cells += [in_percent(entry["strict_k"])] if strict else []
-        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed")]
+        cells += [f"{100 * entry[key]:.1f}" for key in ("right_to_wrong", "wrong_to_right", "well_formed", "truncated")]
         cells.append("" if entry["length"] is None else f"{entry['length']:.1f}")
         lines.append(_row(*cells))
     return lines

@@ -1,6 +1,6 @@
 """Two tests of the same problems, paired problem by problem: the one place where their figures are computed.
 
-For each threat that both have: both accuracies, the difference B - A with a paired bootstrap interval, and McNemar's
+For each threat that both have: both accuracies, the difference B - A with a paired interval, and McNemar's
 exact test of the problems that only one of them gets right. p-values are also given as corrected for all threats
 together (Holm): of twenty comparisons one is "significant" by luck.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.settings import settings_of
-from sparring.evaluation.statistics import bootstrap_scores, holm, mcnemar_exact, wilson_interval
+from sparring.evaluation.statistics import holm, mcnemar_exact, paired_difference, wilson_interval
 from sparring.evaluation.tabulation import (
     PAIRED,
     Record,
@@ -125,7 +125,7 @@ def _pair(first: Table, second: Table) -> dict[str, Any]:
     return {
         "a": vars(wilson_interval(float(a_P.sum()), len(a_P))),
         "b": vars(wilson_interval(float(b_P.sum()), len(b_P))),
-        "difference": vars(bootstrap_scores(b_P - a_P, seed=0)),
+        "difference": vars(paired_difference(b_P - a_P, seed=0)),
         "mcnemar": mcnemar,
         "length": {"a": _mean_length(first), "b": _mean_length(second)},
         "num_problems": len(a_P),

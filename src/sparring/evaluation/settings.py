@@ -6,11 +6,15 @@ whose tests are part of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 ATTACKS = ("attacked", "entropy", "pgd", "pgd-l2", "random_sign", "transfer")
 """Threats that are made within a budget; ``threats.ATTACKS`` says how, and ``attacked`` is that of training runs."""
+GRADIENT_ATTACKS = ("pgd", "pgd-l2", "entropy")
+"""Those that follow the model's own gradient, and whose figures are worth something only if their checks pass."""
+NOISE_CONTROL = "random_sign"
+"""What an attack of the same size has to beat."""
 TRAINING_RESTARTS = 1
 """Of an attack in the test around a training run."""
 
@@ -23,20 +27,41 @@ _ATTACK = {
 """Name in files -> in words."""
 
 
+def head_of(threat: str) -> str:
+    """The name of a threat without its strength, and without the label of a study's condition before it
+    (``strong/pgd:8/255``)."""
+    return threat.partition(":")[0].rpartition("/")[2]
+
+
+def attack_note(threats: Iterable[str], card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """How a training run or a study attacked the model, and what is missing there; empty if it did not.
+
+    Args:
+        threats: names, of the test or of the study's conditions.
+        card, config: as in ``settings_of``.
+    """
+    attacks = [threat for threat in threats if head_of(threat) in ("attacked", *GRADIENT_ATTACKS)]
+    if not attacks:
+        return ""
+    steps = settings_of(attacks[0], card, config).get("attack steps")
+    how = "one restart" if steps is None else f"{steps} steps, one restart"
+    return f"Attacks: {how}, without controls and checks, which sparring eval adds to a stronger attack."
+
+
 def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that outcomes under a threat depend on, by name; one that the folder does not tell is left out.
 
     Args:
-        threat: as outcomes name it; a study puts the label of its condition before it (``strong/pgd:8/255``).
+        threat: as outcomes name it.
         card, config: of the folder, empty where it has none.
     """
-    head = threat.partition(":")[0].rpartition("/")[2]
+    head = head_of(threat)
     found = _decoding(card, config) | _grading(card, config) | _scenes(card, config)
     if head == "noisy":
         found["standard deviation of the noise"] = _part(config, "evaluation", "strength").get("noise_sigma")
     if head in ATTACKS:
         found |= _attack(threat, head, card, config)
-    starts_clean = head in ("attacked", "entropy", "pgd", "pgd-l2") and found.get("attack restarts") == 1
+    starts_clean = head in ("attacked", *GRADIENT_ATTACKS) and found.get("attack restarts") == 1
     is_random = not (head in ("clean", "blank") or starts_clean)
     if is_random or found.get("temperature") not in (None, "greedy"):
         # That of a training run is not always its test's: all runs of a study are tested with one.
@@ -97,7 +122,7 @@ def _attack(threat: str, head: str, card: Mapping[str, Any], config: Mapping[str
     }
     told = in_training | _part(config, "attack") | _part(card, "attacks", threat)
     # Random signs are drawn, not climbed to: as often as an attack has restarts.
-    names = ["num_restarts"] if head == "random_sign" else list(_ATTACK)
+    names = ["num_restarts"] if head == NOISE_CONTROL else list(_ATTACK)
     found = {_ATTACK[name]: told.get(name) for name in names}
     if head == "transfer":
         found["attack surrogate"] = told.get("surrogate")

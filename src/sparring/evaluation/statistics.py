@@ -111,6 +111,23 @@ def bootstrap_scores(
     return Estimate(float(scores.mean()), float(low), float(high))
 
 
+def paired_difference(differences_P: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95) -> Estimate:
+    """Mean difference of two tests of the same problems: :func:`bootstrap_scores`, but where all differ alike.
+
+    Resamples of zeros are zeros, which would be an interval of no width however few the problems. Where none of n
+    problems differs, or all do by 1, it is Tango's score interval for paired proportions (T. Tango, Statistics in
+    Medicine 17 (1998)). With w = z^2 / (n + z^2), the upper end of Wilson's interval of 0 of n, that is -w to w, and
+    1 - 2 w to 1.
+    """
+    differences = np.asarray(differences_P, dtype=np.float64)
+    alike = float(differences[0]) if differences.size and (differences == differences[0]).all() else None
+    if alike not in (-1.0, 0.0, 1.0):
+        return bootstrap_scores(differences, seed=seed, level=level)
+    reach = wilson_interval(0, len(differences), level=level).high
+    inner = alike * (1.0 - 2.0 * reach)
+    return Estimate(alike, min(inner, alike) if alike else -reach, max(inner, alike) if alike else reach)
+
+
 def mcnemar_exact(num_gained: int, num_lost: int) -> float:
     """Two-sided p-value that a change on the same problems is luck: McNemar's test in its exact, binomial form.
 

@@ -13,12 +13,11 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
-from sparring.evaluation.settings import TRAINING_RESTARTS
+from sparring.evaluation.settings import GRADIENT_ATTACKS, TRAINING_RESTARTS
 from sparring.evaluation.statistics import Estimate, wilson_interval
 from sparring.evaluation.subjects import PolicySubject, Subject
 from sparring.evaluation.threats import (
     CLEAN,
-    GRADIENT_ATTACKS,
     TRAINING_TEST,
     Threat,
     ThreatConfig,
@@ -29,6 +28,7 @@ from sparring.evaluation.threats import (
 from sparring.evaluation.whitebox import Attacked, attack_responses, noise_responses, transfer_responses
 from sparring.models.policy import Policy
 from sparring.perturb.space import Linf
+from sparring.perturb.text import has_wrong_answer
 from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
 from sparring.rewards.answer import extract_boxed
@@ -83,6 +83,8 @@ class Outcome:
     truth: str = ""
     reason_by_rules: str = ""
     """The reason of the rules where a judge decides; empty where they do themselves."""
+    is_hint_empty: bool = False
+    """Whether the threat hints at a wrong answer and none could be named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,6 +338,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Metrics]:
 
 
 def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
+    is_hint_empty = threat.needs_wrong_answer and not has_wrong_answer(group.problem)
     found = []
     for number, rollout in enumerate(group.rollouts):
         assert rollout.reward is not None
@@ -353,6 +356,7 @@ def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
             answer=extract_boxed(rollout.text) or "",
             truth=group.problem.answer,
             reason_by_rules=rollout.reward.reasons.get("rules", ""),
+            is_hint_empty=is_hint_empty,
         )
         found.append(outcome)
     return found

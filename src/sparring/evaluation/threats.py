@@ -41,9 +41,6 @@ ATTACKS: Mapping[str, tuple[type[Linf] | type[L2], str]] = {
 }
 """Name -> (norm, description) of what moves a picture within a budget."""
 
-GRADIENT_ATTACKS = ("pgd", "pgd-l2", "entropy")
-"""Those that follow the model's own gradient, and whose figures are worth something only if their checks pass."""
-
 TRAINING_TEST = ("clean", "noisy", "attacked", "blank")
 """What a training run is tested on by default; ``noisy`` and ``attacked`` are as strong as its configuration says."""
 
@@ -76,6 +73,11 @@ class Threat:
         if self.edit is not None:
             return "text" if self.corruption is None else "joint"
         return "control" if self.corruption in (None, "blank") else "corruption"
+
+    @property
+    def needs_wrong_answer(self) -> bool:
+        """Whether its edit names a wrong answer to the question."""
+        return self.edit is not None and TEXT_PERTURBATIONS[self.edit].needs_wrong_answer
 
     def describe(self) -> dict[str, Any]:
         """Kind, corruption, severity, edit and budget, JSON-serialisable: what a card says of it."""
@@ -243,6 +245,8 @@ def _attack(head: str, strength: str, name: str) -> Threat:
         radius = norm(_fraction(strength)).radius
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"threat {name!r}: give a budget in [0, 1] pixel units, e.g. {example}") from error
+    if radius == 0:
+        raise UserError(f"threat {name!r}: a budget of 0 changes nothing, which is clean; give more, e.g. {example}")
     written = f"{255 * radius:g}/255" if norm is Linf else f"{radius:g}"
     # What is written is what is done, to the last digit.
     return Threat(f"{head}:{written}", attack=head, budget=norm(_fraction(written)))

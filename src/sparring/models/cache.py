@@ -10,13 +10,32 @@ tokens that each response has so far, ``K`` key-value heads, ``E`` head width.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from sparring.errors import UserError
+
 MIN_ROOM = 32
 """Tokens that a response has room for at first; it doubles when they are spent."""
+
+
+def cache_keyword(decoder: nn.Module) -> str:
+    """What the ``forward`` of a language model of transformers calls its cache.
+
+    ``past_key_values`` became ``cache`` in transformers 5.24; from 5.40 on the old name would be taken for one more
+    argument that nothing reads, and decoding would go on without its prompts. UserError for one that has neither.
+    """
+    names = inspect.signature(decoder.forward).parameters
+    found = [name for name in ("cache", "past_key_values") if name in names]
+    if not found:
+        raise UserError(
+            f"{type(decoder).__name__}.forward takes neither cache nor past_key_values: use transformers 5.16 to 5.24"
+        )
+    return found[0]
 
 
 def scorable(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from sparring import distributed
 from sparring.errors import UserError
 from sparring.models.attention import SharedPrefix
-from sparring.models.cache import SiblingCache
+from sparring.models.cache import SiblingCache, cache_keyword
 from sparring.models.decoding import StepDecoder
 from sparring.models.families import bundled_path, load_vlm, row_layout
 from sparring.models.family import Family, RowLayout
@@ -60,6 +60,7 @@ class PolicyModule(nn.Module):
         self.family = family
         self.precision = precision
         self._steps: StepDecoder | None = None
+        self._cache_keyword = cache_keyword(vlm.get_decoder())
 
     @property
     def device(self) -> torch.device:
@@ -158,8 +159,8 @@ class PolicyModule(nn.Module):
                 range(len(flat)),
                 position_ids=position_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_keyword: cache},
             )
             return self._logits(hidden_BSD[:, -1]), cache
 
@@ -184,9 +185,9 @@ class PolicyModule(nn.Module):
                 inputs_embeds=self.vlm.get_input_embeddings()(token_ids[:, None]),
                 position_ids=position_ids,
                 attention_mask=_NO_MASK,
-                past_key_values=siblings,
                 siblings=siblings,
                 use_cache=True,
+                **{self._cache_keyword: siblings},
             )
             return self._logits(outputs.last_hidden_state[:, -1])
 

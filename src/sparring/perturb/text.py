@@ -184,11 +184,20 @@ _KINDS = (
 )
 
 
+NO_ANSWER = "something else"
+"""What a hint says in place of a wrong answer where none can be made."""
+
+
+def has_wrong_answer(problem: Problem) -> bool:
+    """Whether a hint can name a wrong answer to the problem; not where the truth is a free text."""
+    return wrong_answer(problem, np.random.default_rng(0)) != NO_ANSWER
+
+
 def wrong_answer(problem: Problem, rng: np.random.Generator) -> str:
     """A plausible answer that is not the problem's.
 
     The opposite of yes; another option; a whole number more or less; a text with one word changed for its like (another
-    colour, shape, direction, ...). "something else" where none of these can be.
+    colour, shape, direction, ...). ``NO_ANSWER`` where none of these can be, which depends on the problem alone.
     """
     answer = problem.answer.strip()
     if answer.lower() in _OPPOSITES and problem.answer_kind != "choice":
@@ -203,7 +212,7 @@ def wrong_answer(problem: Problem, rng: np.random.Generator) -> str:
             if word.lower() in kind:
                 other = _pick([w for w in kind if w != word.lower()], rng)
                 return re.sub(rf"\b{word}\b", other, answer, count=1)
-    return "something else"
+    return NO_ANSWER
 
 
 def _other_option(answer: str, choices: Sequence[str], rng: np.random.Generator) -> str:
@@ -212,8 +221,8 @@ def _other_option(answer: str, choices: Sequence[str], rng: np.random.Generator)
     others = [choice for choice in choices if choice.strip().lower() != answer.lower()]
     if len(letter) == 1 and "A" <= letter <= "Z" and len(others) == len(choices):
         letters = [chr(ord("A") + i) for i in range(len(choices) or 4)]
-        return _pick([other for other in letters if other != letter], rng) if len(letters) > 1 else "something else"
-    return _pick(others, rng) if others else "something else"
+        return _pick([other for other in letters if other != letter], rng) if len(letters) > 1 else NO_ANSWER
+    return _pick(others, rng) if others else NO_ANSWER
 
 
 def _other_number(answer: str, rng: np.random.Generator) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from sparring.data.pictures import BadPicture, read_picture
 from sparring.data.scenes import SceneProblems
 from sparring.errors import UserError
 from sparring.perturb.corruptions import CORRUPTION_SETS, contact_sheet
+from sparring.recipes.sheets import check_sheet
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,14 @@ class CorruptionsConfig:
     seed: int = 0
     """Of the random corruptions."""
     out: Path = Path("corruptions.png")
-    """File of the sheet."""
+    """File of the sheet, .png, .jpg or .webp."""
 
     def __post_init__(self) -> None:
         if self.set not in CORRUPTION_SETS:
             raise ValueError(f"set={self.set!r} is unknown: use one of {', '.join(CORRUPTION_SETS)}")
         if self.side < 32:
             raise ValueError(f"side={self.side} must be >= 32")
+        check_sheet(self.out)
 
 
 def draw_corruptions(config: CorruptionsConfig) -> Path:
@@ -47,13 +50,14 @@ def draw_corruptions(config: CorruptionsConfig) -> Path:
 
 def _picture(config: CorruptionsConfig) -> Tensor:
     if config.image is None:
-        picture = Image.fromarray(SceneProblems("test", 1)[0].images[0].permute(1, 2, 0).numpy())
+        levels = SceneProblems("test", 1)[0].images[0]
     else:
         try:
-            picture = Image.open(config.image).convert("RGB")
-        except UnidentifiedImageError as error:
-            raise UserError(f"--image: {config.image} is not a picture that Pillow can read") from error
+            levels = read_picture(config.image)
+        except BadPicture as error:
+            raise UserError(f"--image: {error}") from error
+    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
     scale = config.side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    levels = np.array(picture.resize(size, Image.Resampling.LANCZOS))
-    return torch.from_numpy(levels).permute(2, 0, 1).to(torch.float32) / 255.0
+    resized = np.array(picture.resize(size, Image.Resampling.LANCZOS))
+    return torch.from_numpy(resized).permute(2, 0, 1).to(torch.float32) / 255.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.data.scenes.show import contact_sheet
+from sparring.recipes.sheets import check_sheet
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class ScenesConfig:
     data: SceneConfig = field(default_factory=SceneConfig)
     """The world."""
     out: Path = Path("scenes.png")
-    """File of the sheet."""
+    """File of the sheet, .png, .jpg or .webp."""
 
     def __post_init__(self) -> None:
         if self.num_problems < 1:
             raise ValueError(f"num_problems={self.num_problems} must be >= 1")
+        check_sheet(self.out)
 
 
 def draw_sheet(config: ScenesConfig) -> Path:

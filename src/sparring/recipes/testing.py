@@ -1,7 +1,8 @@
 """Test one model, in this process or behind an endpoint, under threats; everything lies in one folder.
 
 The folder holds ``config.json``, ``provenance.jsonl``, ``outcomes.jsonl`` and ``attacks.jsonl`` (written as they come),
-``card.json``, ``card.md`` and ``gallery/``. What is broken off goes on from the outcomes that are there.
+``card.json``, ``card.md``, ``gallery/`` and, where rows of the data were left out, ``bad-rows.txt``. What is broken off
+goes on from the outcomes that are there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown, check_reference
+from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
@@ -33,7 +35,7 @@ from sparring.evaluation.threats import Threat, parse_threats, with_controls
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.perturb.corruptions import CORRUPTION_SETS
-from sparring.provenance import append_jsonl, new_run_folder, read_jsonl, write_text
+from sparring.provenance import append_jsonl, mend_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes import judging
 from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
@@ -269,7 +271,7 @@ def open_test(config: TestingConfig) -> Test:
         "model": model_print,
         "surrogate": surrogate and fingerprint(surrogate),
     }
-    folder = distributed.from_main(lambda: _open_folder(config, begun_with))
+    folder = distributed.from_main(lambda: _open_folder(config, begun_with, source.bad))
     return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
 
 
@@ -300,6 +302,7 @@ def _recover(path: Path, num_samples: int) -> list[Outcome]:
     """The outcomes of an interrupted test, without problems of which samples are missing, which leave the file too."""
     if not path.exists():
         return []
+    mend_jsonl(path)
     outcomes = read_outcomes(path)
     counts = Counter((outcome.problem_id, outcome.threat) for outcome in outcomes)
     whole = [outcome for outcome in outcomes if counts[outcome.problem_id, outcome.threat] == num_samples]
@@ -308,8 +311,12 @@ def _recover(path: Path, num_samples: int) -> list[Outcome]:
     return whole
 
 
-def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
-    """The folder of the test, new or that of an interrupted one; ConfigError names what differs."""
+def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequence[str]) -> Path:
+    """The folder of the test, new or that of an interrupted one; ConfigError names what differs.
+
+    Args:
+        bad: what was wrong with each row of the data that was left out.
+    """
     folder = config.out or _new_folder(config)
     if (folder / CONFIG).exists():
         saved = read_config(TestingConfig, folder / CONFIG)
@@ -320,6 +327,7 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
                 f"{folder / CONFIG} differs from this test in: {', '.join(names)}; take its settings (--resume "
                 f"{folder}) or another --out"
             )
+        mend_jsonl(folder / PROVENANCE)
         first = next(iter(read_jsonl(folder / PROVENANCE)), {})
         for name, now in begun_with.items():
             # Earlier versions did not write down the surrogate.
@@ -330,6 +338,8 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
     write_config(replace(config, out=folder), folder / CONFIG)
+    if bad:
+        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
     return folder
 
 

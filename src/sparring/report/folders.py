@@ -33,7 +33,13 @@ _CARD: dict[str, Any] = {
     "attacks": {"*": {"loss_by_step": [[]]}},
     "checks": [{}],
 }
-_STUDY: dict[str, Any] = {"arms": {}, "seeds": [], "options": [], "runs": [{}]}
+_STUDY: dict[str, Any] = {
+    "arms": {"*": {}},
+    "seeds": [],
+    "conditions": [{"threats": []}],
+    "options": [],
+    "runs": [{}],
+}
 _TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
 _CURVES: dict[str, Any] = {"metrics": {"*": {"*": {"step": [], "mean": [], "low": [], "high": []}}}}
 """What must be an object or a list in a file, if it is there; ``*`` stands for any name."""

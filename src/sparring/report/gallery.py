@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ ENTROPY_BOUNDS = (0.05, 0.2, 0.5, 1.0, 1.5)
 MOST_BYTES = 24 * 2**20
 """Pictures on one page, as files; those beyond it are left out and counted."""
 MOST_EXAMPLES = 200
+MOST_SIDE = 448
+"""Pixels of the longer side above which a picture is shown smaller: wider than a page shows it, and too heavy."""
+_JPEG_QUALITY = 90
 
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -124,14 +129,26 @@ def read_gallery(folder: Path, records: Sequence[Mapping[str, Any]]) -> Gallery 
         return None
     album = _Album(folder)
     by_threat: dict[str, list[Example]] = {}
-    # A blank picture is a control, and the least to look at.
-    for record in sorted(records[:MOST_EXAMPLES], key=lambda record: record.get("threat") == "blank"):
+    for record in _in_turns(records)[:MOST_EXAMPLES]:
         example = _example(record, album)
         by_threat.setdefault(example.threat, []).append(example)
     notes = album.notes()
     if len(records) > MOST_EXAMPLES:
         notes.append(f"{len(records) - MOST_EXAMPLES} more examples are in {name_of(folder)} and not shown.")
     return Gallery(by_threat, notes)
+
+
+def _in_turns(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first example of each threat, then the second of each, ...: what does not fit is missing from all alike.
+
+    Files have threat after threat, the attacks last. A blank picture is a control, and the least to look at: it closes
+    each round.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record.get("threat") == "blank"):
+        groups.setdefault(name_of(record.get("threat")), []).append(record)
+    rounds = itertools.zip_longest(*groups.values())
+    return [record for found in rounds for record in found if record is not None]
 
 
 class _Album:
@@ -142,28 +159,33 @@ class _Album:
         self._num_bytes = 0
         self._num_broken = 0
         self._num_over = 0
+        self._num_reduced = 0
 
     def picture(self, name: object, caption: str, alt: str) -> Picture | None:
-        """The picture in the file ``name`` of this folder, checked by decoding it."""
+        """The picture in the file ``name`` of this folder, checked by decoding it; a large one is made smaller."""
         if not isinstance(name, str) or not name:
             return None
         path = self._folder / name
         if Path(name).name != name or not path.is_file():  # nothing outside the gallery gets into the page
             self._num_broken += 1
             return None
-        if self._num_bytes + path.stat().st_size > MOST_BYTES:
-            self._num_over += 1
-            return None
         try:
             with Image.open(path, formats=tuple(_MIME)) as image:
                 image.load()
-                mime, (width, height) = _MIME[str(image.format)], image.size
+                mime, (width, height), is_large = _MIME[str(image.format)], image.size, max(image.size) > MOST_SIDE
+                if is_large:
+                    mime, data, (width, height) = _reduced(image)
+                else:
+                    data = path.read_bytes()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             logger.warning("%s cannot be read as a picture and is left out: %s", path, error)
             self._num_broken += 1
             return None
-        data = path.read_bytes()
+        if self._num_bytes + len(data) > MOST_BYTES:
+            self._num_over += 1
+            return None
         self._num_bytes += len(data)
+        self._num_reduced += is_large
         uri = f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
         return Picture(caption, alt, uri, width, height)
 
@@ -176,7 +198,22 @@ class _Album:
             found.append(
                 f"{self._num_over} pictures are not shown: the page holds {MOST_BYTES >> 20} MiB of them already."
             )
+        if self._num_reduced:
+            found.append(
+                f"{self._num_reduced} pictures are shown smaller, with {MOST_SIDE} pixels on the longer side; at their "
+                f"own size they are in {name_of(self._folder)}."
+            )
         return found
+
+
+def _reduced(image: Image.Image) -> tuple[str, bytes, tuple[int, int]]:
+    """MIME type, file and size of a picture with ``MOST_SIDE`` pixels on its longer side, as JPEG without chroma
+    subsampling."""
+    small = image.convert("RGB")
+    small.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return _MIME["JPEG"], file.getvalue(), small.size
 
 
 def _example(record: Mapping[str, Any], album: _Album) -> Example:
@@ -187,7 +224,11 @@ def _example(record: Mapping[str, Any], album: _Album) -> Example:
     wanted = (
         (clean.get("image"), "clean", "The clean picture"),
         (shown.get("image"), threat, f"The picture under {threat}"),
-        (record.get("difference"), f"difference{factor}", f"What {threat} changed{factor}, around mid-grey"),
+        (
+            record.get("difference"),
+            f"difference{factor} (grey: unchanged; clipped)",
+            f"What {threat} changed{factor}, around mid-grey, clipped",
+        ),
     )
     pictures = [album.picture(*one) for one in wanted]
     return Example(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.evaluation.settings import grading_in_words
+from sparring.evaluation.cautions import cautions, problems_in_words
+from sparring.evaluation.settings import GRADIENT_ATTACKS, NOISE_CONTROL, grading_in_words, head_of
 from sparring.evaluation.statistics import Estimate
 from sparring.report import study
 from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
@@ -37,7 +38,9 @@ class Heading:
     missing: Sequence[str] = field(default_factory=list)
     """What this page would show and the folder does not hold."""
     warnings: Sequence[str] = field(default_factory=list)
-    """What stands against the verdict."""
+    """What stands against the verdict of a comparison: how the two were not tested alike."""
+    cautions: Sequence[str] = field(default_factory=list)
+    """What keeps the figures down and can be mended."""
 
 
 def run_heading(run: RunFolder, changes: Mapping[str, Any], best: int | None) -> Heading:
@@ -86,7 +89,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
             {"policy": "weights at hand", "endpoint": "a server, seen from outside"}.get(str(model.get("kind")), ""),
         ),
         ("fingerprint", name_of(model.get("fingerprint"))[:12]),
-        ("data", f"{name_of(data.get('name'))}, {name_of(data.get('num_problems'))} problems" if data else ""),
+        ("data", f"{name_of(data.get('name'))}, {name_of(problems_in_words(data))}" if data else ""),
         ("decoding", _decoding(decoding)),
         ("answers graded by", name_of(grading_in_words(card["grading"])) if card.get("grading") else ""),
         ("compared with", name_of(_part(card, "reference").get("name"))),
@@ -96,7 +99,10 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
     missing = [
         ("no card: the evaluation is not finished, and what follows is counted from its outcomes so far", not card),
         ("no gallery of examples", not evaluation.gallery),
-        ("no checks of the attacks", bool(card) and not card.get("checks")),
+        (
+            "no checks of the attacks",
+            bool(card) and not card.get("checks") and any(head_of(name) in GRADIENT_ATTACKS for name in threats),
+        ),
     ]
     return Heading(
         kind="Evaluation",
@@ -108,6 +114,7 @@ def evaluation_heading(evaluation: EvaluationFolder, threats: Threats) -> Headin
         if evaluation.config
         else "",
         missing=[what for what, is_missing in missing if is_missing],
+        cautions=cautions(card),
     )
 
 
@@ -158,11 +165,7 @@ def _study_command(found: StudyFolder) -> str:
 
 def comparison_heading(first: Path, second: Path, compared: Mapping[str, Any]) -> Heading:
     """Of two tests; ``compared`` as ``evaluation.comparison`` tells it."""
-    changes = differences(compared)
-    if not changes:
-        verdict = "The two were not tested on the same problems under the same threat: there is nothing to pair."
-    else:
-        verdict = f"From A to B, paired by problem, {_told(changes)}."
+    verdict = f"From A to B, paired by problem, {_told(differences(compared))}."
     title = f"{name_of(first.resolve().name)} against {name_of(second.resolve().name)}"
     facts = [("A", str(first)), ("B", str(second))]
     return Heading("Comparison", title, verdict, facts, warnings=settings_apart(compared))
@@ -182,10 +185,11 @@ def _evaluation_verdict(card: Mapping[str, Any], threats: Threats) -> str:
         return "The model has not been tested on clean pictures yet, so nothing can be compared."
     text = f"Right on {_percent(clean)} of clean pictures"
     known = {name: value for name, entry in threats.items() if (value := estimate(entry.get("accuracy"))) is not None}
-    hard = {name: value for name, value in known.items() if name not in ("clean", "blank")}
+    hard = {name: value for name, value in known.items() if head_of(name) not in ("clean", "blank", NOISE_CONTROL)}
     if hard:
         worst = min(hard, key=lambda name: hard[name].value)
-        text += f", and on {_percent(hard[worst])} under the worst of {len(hard)} threats, {name_of(worst)}"
+        among = f"the worst of {len(hard)} threats, " if len(hard) > 1 else ""
+        text += f", and on {_percent(hard[worst])} under {among}{name_of(worst)}"
     failed = sum(check.get("passed") is False for check in card.get("checks", ()))
     if failed:
         checks = f"{failed} sanity checks" if failed > 1 else "one sanity check"

@@ -19,7 +19,9 @@ import jinja2
 from markupsafe import Markup
 
 from sparring import __version__
+from sparring.errors import UserError
 from sparring.evaluation.comparison import Tested, compare
+from sparring.evaluation.settings import attack_note
 from sparring.provenance import write_text
 from sparring.report import pair, robustness, study
 from sparring.report.charts import COLOURS
@@ -53,7 +55,8 @@ def write_comparison_page(first: Path, second: Path, out: Path | None = None) ->
     """Write the page that compares two runs or evaluations; by default into the second folder.
 
     Raises:
-        UserError: one of them has nothing to compare, problems of one name are not the same, or a file cannot be read.
+        UserError: one of them has nothing to compare, problems of one name are not the same, none is in both, or a file
+            cannot be read.
     """
     folders = read_folder(first), read_folder(second)
     page = second / f"against-{first.resolve().name}.html"
@@ -73,6 +76,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "heading": run_heading(run, changes, best),
         "tests": tests,
         "changes": changes,
+        "attack_note": attack_note(changes["threats"], run.card_after, run.config),
         "change_rows": robustness.difference_rows(list(differences(changes).items())),
         "families": list(robustness.family_groups(tests)),
         "reasons": [(label, *robustness.reason_table(t)) for label, t in zip(("before", "after"), tests, strict=True)],
@@ -116,6 +120,7 @@ def _study(found: StudyFolder) -> dict[str, Any]:
     return {
         "heading": study_heading(found),
         "table": study.read_table(found),
+        "attack_note": attack_note(*study.attacked(found)),
         "differences": study.difference_groups(found),
         "panels": main,
         "other_panels": others,
@@ -127,6 +132,11 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     first, second = (pair.tested_of(folder) for folder in folders)
     # A page may show what two runs have so far; it says what is left out.
     compared = compare(first, second, is_partial=True)
+    if not compared["threats"]:
+        raise UserError(
+            f"{first.name} and {second.name} were not tested on the same problems under the same threat: there is "
+            "nothing to pair"
+        )
     flips, num_more = pair.flips(first.records, second.records)
     labelled = zip(("A", "B"), folders, strict=True)
     runs = [(label, folder.metrics) for label, folder in labelled if isinstance(folder, RunFolder)]

@@ -71,7 +71,12 @@ def configs_apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[t
     """The settings in which two configurations differ: (name, first, second); the output folder does not count."""
     one, two = dict(_flat(first)), dict(_flat(second))
     names = [name for name in dict.fromkeys([*one, *two]) if name != "out" and one.get(name) != two.get(name)]
-    return [(name_of(n), name_of(one.get(n, "not set")), name_of(two.get(n, "not set"))) for n in names]
+    return [(name_of(n), _setting(one.get(n, "not set")), _setting(two.get(n, "not set"))) for n in names]
+
+
+def _setting(value: object) -> str:
+    """A setting as it is written in a command: of a list its items."""
+    return name_of(" ".join(map(str, value)) or "none" if isinstance(value, list) else value)
 
 
 def _flip(key: tuple[str, str], one: Mapping[str, Any], two: Mapping[str, Any]) -> Flip:

@@ -137,14 +137,14 @@ def edit_panels(card: Mapping[str, Any]) -> list[Panel]:
 
 
 def _graded_panels(card: Mapping[str, Any], graded: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
-    """A panel for each name -> severity -> accuracy."""
+    """A panel for each name -> severity -> accuracy, of those that are known at several severities."""
     clean, blank = _accuracy(card, "clean"), _accuracy(card, "blank")
     panels = []
     for name, severities in sorted(graded.items()):
         known = {int(s): estimate(value) for s, value in severities.items() if s.isascii() and s.isdecimal()}
-        rows = sorted((s, value) for s, value in ({0: clean} | known).items() if value is not None)
-        if len(rows) < 2:
+        if sum(value is not None for value in known.values()) < 2:
             continue
+        rows = sorted((s, value) for s, value in ({0: clean} | known).items() if value is not None)
         series = [_curve(name_of(name), rows)]
         if blank is not None:
             series.append(Series("blank picture", [(0, blank.value), (rows[-1][0], blank.value)], 1, "dashed"))

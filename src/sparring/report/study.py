@@ -57,6 +57,13 @@ def read_table(study: StudyFolder) -> StudyTable | None:
     return StudyTable(name_of(table.get("baseline")), [name_of(m) for m in cells], seeds, rows)
 
 
+def attacked(study: StudyFolder) -> tuple[list[str], dict[str, Any], Mapping[str, Any]]:
+    """What ``attack_note`` asks for: the threats of all conditions, no card, and the configuration of an arm."""
+    threats = [str(name) for condition in study.study.get("conditions", ()) for name in condition.get("threats", ())]
+    arms = [arm["config"] for arm in study.study.get("arms", {}).values() if isinstance(arm.get("config"), Mapping)]
+    return threats, {}, arms[0] if arms else {}
+
+
 def differences(study: StudyFolder) -> dict[tuple[str, str], Estimate]:
     """(method, condition) -> its difference to the baseline, problems paired."""
     return {

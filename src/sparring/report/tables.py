@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
 from sparring.report.grid import Cell, Grid, for_terminal
 from sparring.report.text import name_of, p_value
@@ -62,8 +63,9 @@ def before_after_table(before: Summary, after: Summary, changes: Mapping[str, An
 def card_tables(card: Mapping[str, Any]) -> list[Table]:
     """A card: each threat, and where corruptions have several severities, those in a table of their own.
 
-    Of several samples the share of problems with all of them right stands beside the accuracy. What only some cards
-    have follows: families of problems, yes-or-no questions, the error of each corruption against a reference (CE).
+    Of several samples the share of problems with all of them right stands beside the accuracy. Then follow the shares
+    of responses that are well-formed and that were cut off, and what only some cards have: families of problems,
+    yes-or-no questions, the error of each corruption against a reference (CE).
     """
     corruptions = card["corruptions"] or {"by_name": {}, "mce": None}
     is_graded = any(len(own["severities"]) > 1 for own in corruptions["by_name"].values())
@@ -87,23 +89,33 @@ def card_tables(card: Mapping[str, Any]) -> list[Table]:
 
 
 def _more_figures(threats: Mapping[str, Any], errors: Mapping[str, str]) -> Grid:
-    """Accuracy in each family of problems, if there are several; F1 of yes-or-no questions; errors of corruptions."""
+    """Well-formed and cut responses; accuracy in each family of problems, if there are several; F1 of yes-or-no
+    questions; errors of corruptions."""
     families = sorted({family for entry in threats.values() for family in entry["families"]})
     shown = families[:MOST_FAMILIES] if len(families) > 1 else []
     left_out = f" ({len(families) - len(shown)} more in card.md)" if len(families) > MOST_FAMILIES else ""
     has_f1 = any(entry["yes_no"] for entry in threats.values())
     rows = []
     for name, entry in threats.items():
-        cells = [_percent(entry["families"].get(family, {}).get("value")) for family in shown]
+        cells = [_percent(entry[key]) for key in ("well_formed", "truncated")]
+        cells += [_percent(entry["families"].get(family, {}).get("value")) for family in shown]
         cells += [_percent((entry["yes_no"] or {}).get("f1"))] if has_f1 else []
         cells += [errors.get(entry["corruption"], "") if entry["kind"] == "corruption" else ""] if errors else []
         rows.append(tuple(map(Cell, (name, *cells))))
     parts = {
+        "well-formed, cut off": True,
         f"accuracy by family{left_out}": shown,
         "F1 of yes-or-no questions": has_f1,
         "corruption error (CE)": errors,
     }
-    head = ("threat", *map(_short, shown), *(["F1"] if has_f1 else []), *(["CE"] if errors else []))
+    head = (
+        "threat",
+        "well-formed",
+        "cut off",
+        *map(_short, shown),
+        *(["F1"] if has_f1 else []),
+        *(["CE"] if errors else []),
+    )
     return Grid(f"In %: {', '.join(part for part, is_there in parts.items() if is_there)}", head, tuple(rows))
 
 
@@ -124,8 +136,10 @@ def _errors(corruptions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def card_lines(card: Mapping[str, Any]) -> list[str]:
-    """What a card says in one figure: its judge, means and worst over corruptions, mCE, checks that did not pass."""
-    lines = []
+    """What a card says in one figure: rows that were left out, warnings, its judge, means and worst over corruptions,
+    mCE, checks that did not pass."""
+    lines = [problems_in_words(card["data"])] if card["data"].get("num_bad") else []
+    lines += [f"warning: {line}" for line in cautions(card)]
     same = card["threats"]["clean"]["agreement"]
     if same is not None:
         grader = grading_in_words(card["grading"])

@@ -154,10 +154,11 @@ def occlusion(images: Tensor, *, share: float, generator: Generators) -> Tensor:
 
     def cover(image: Tensor, stream: torch.Generator) -> Tensor:
         height, width = image.shape[-2:]
-        stretch = 2.0 ** number(stream, -0.5, 0.5)
+        stretch, down, right = 2.0 ** number(stream, -0.5, 0.5), number(stream), number(stream)
         rows = min(height, max(1, round(height * math.sqrt(share) * stretch)))
         columns = min(width, max(1, round(share * height * width / rows)))
-        top, left = whole(stream, 0, height - rows + 1), whole(stream, 0, width - columns + 1)
+        # Shares of the room there is: of one draw a larger block covers all that a smaller one does.
+        top, left = round(down * (height - rows)), round(right * (width - columns))
         y, x = filters.pixel_grid(image)
         is_covered = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
         return torch.where(is_covered, uniform(stream, 3, 1, 1).to(image), image)

@@ -37,7 +37,7 @@ class Arm:
     """What ``sparring train`` calls it."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the run's configuration that differ, as in ``config.json``:
-    ``{"method": {"name": "saei", "token_group": "all"}}``."""
+    ``{"method": {"token_group": "all"}}``; without its name the method is the preset's."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Study:
     num_test: int = 600
     """Test problems for each condition."""
     shared: Mapping[str, Any] = field(default_factory=dict)
-    """Changes to the configuration of every arm, before its own."""
+    """Changes to the configuration of every arm, before its own; under ``method``, whose
+    name may be left out, what the methods of all arms have."""
     curves: tuple[str, ...] = CURVES
     """Logged metrics to draw."""
 
@@ -120,8 +121,9 @@ class Study:
             guess = nearest(arm.preset, PRESETS)
             meant = f"did you mean {guess}?" if guess else f"use one of {', '.join(PRESETS)}"
             raise ConfigError(f"arm {arm.name}: unknown preset {arm.preset!r}; {meant}")
-        config = from_dict(RunConfig, self.shared, f"study {self.name}, shared", PRESETS[arm.preset][1])
-        config = from_dict(RunConfig, arm.changes, f"arm {arm.name}", config)
+        config = PRESETS[arm.preset][1]
+        for changes, where in ((self.shared, f"study {self.name}, shared"), (arm.changes, f"arm {arm.name}")):
+            config = from_dict(RunConfig, _with_method(changes, config), where, config)
         evaluation = replace(config.evaluation, num_problems=self.num_test)
         return replace(config, seed=seed, steps=self.steps, out=out, evaluation=evaluation)
 
@@ -161,6 +163,14 @@ class Study:
             "conditions": [to_dict(condition) for condition in self.conditions],
             "arms": {arm.name: {"preset": arm.preset, "config": to_dict(self.config(arm))} for arm in self.arms},
         }
+
+
+def _with_method(changes: Mapping[str, Any], config: RunConfig) -> Mapping[str, Any]:
+    """The changes to a configuration, in which settings of a method that name none are its own method's."""
+    method = changes.get("method")
+    if not isinstance(method, Mapping) or "name" in method:
+        return changes
+    return {**changes, "method": {"name": config.method.name, **method}}
 
 
 def picked(study: Study, only: Sequence[str]) -> set[tuple[str, int]]:
