@@ -182,7 +182,7 @@ def main() -> None:
         # Tied weights share memory, which safetensors refuses.
         save_file({name: weight.clone() for name, weight in weights.items()}, arguments.out / "end.safetensors")
         (arguments.out / "ranks.json").write_text(json.dumps(distributed.world_size()))
-    distributed.shutdown()
+    distributed.end(0)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ first. With one process everything here is the identity.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar, cast, overload
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -52,10 +54,20 @@ def initialise(device: str | None = None, timeout_s: float = 1800.0) -> torch.de
     return place
 
 
-def shutdown() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def end(code: int) -> NoReturn:
+    """End this process with an exit code; a rank that succeeded waits for the others.
+
+    Of several ranks without the interpreter's finalisation: where threads of the process group are still winding up
+    there, C++ aborts a rank whose work is done, and the launcher reports a failed run.
+    """
+    if not dist.is_initialized():
+        sys.exit(code)
+    if code == 0:
+        dist.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:

@@ -404,7 +404,7 @@ WORKER = """
         except UserError as error:
             found["error"] = str(error)
     (Path(folder) / f"rank{distributed.rank()}.json").write_text(json.dumps(found))
-    distributed.shutdown()
+    distributed.end(0)
 """
 
 
