@@ -114,7 +114,7 @@ def test_a_test_names_its_judge_and_is_compared_with_its_like(
     with chat_server(otherwise=judge_by(has_even_length)) as server:
         assert main(testing("judged", *judged_by(server.url))) == 0
         num_asked = len(server.bodies)
-        assert "answers graded by judge (protocol ril-1-" in capsys.readouterr().out
+        assert "answers graded by judge (protocol core-point-1-" in capsys.readouterr().out
         message = refused(testing("new", *judged_by(server.url), "--reference", str(tmp_path / "rules")), capsys)
         assert "graded in another way" in message and not (tmp_path / "new").exists()
         # Finished: nothing is left to ask.

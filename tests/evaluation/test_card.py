@@ -48,7 +48,7 @@ def card_of(rights: dict[str, str], reference: dict[str, Any] | None = None, **m
 
 
 CLEAN = "1111111100"
-JUDGED = {"answer_by": "judge", "math_backend": "math_verify", "judge": "M", "protocol": "ril-1-0"}
+JUDGED = {"answer_by": "judge", "math_backend": "math_verify", "judge": "M", "protocol": "core-point-1-0"}
 CLEAN_THREAT = parse_threats(["clean"])[0].describe()
 
 
@@ -140,7 +140,11 @@ def test_mce_that_would_divide_by_nothing_is_undefined_and_says_where() -> None:
     ("rights", "more", "said"),
     [
         ({"clean": CLEAN, "fog:1": CLEAN}, {"fingerprint": "g"}, "other data"),
-        ({"clean": CLEAN, "fog:1": CLEAN}, {"grading": JUDGED}, r"another way \(M \(protocol ril-1-0\), here rules"),
+        (
+            {"clean": CLEAN, "fog:1": CLEAN},
+            {"grading": JUDGED},
+            r"another way \(M \(protocol core-point-1-0\), here rules",
+        ),
         ({"clean": CLEAN, "fog:2": CLEAN}, {}, "lacks fog at severity 1"),
         ({"clean": CLEAN, "snow:1": CLEAN}, {}, "lacks fog at severity 1"),
         ({"clean": CLEAN}, {}, "has no corruptions"),
@@ -249,7 +253,7 @@ def test_a_judged_card_names_its_judge_and_how_often_the_rules_agree() -> None:
     found = [r | {"reason_by_rules": why} for r, why in zip(records("clean", "1010"), by_rules, strict=True)]
     card = build_card(found, {"clean": CLEAN_THREAT}, about=about(grading=JUDGED), sets={})
     assert card["threats"]["clean"]["agreement"] == 0.5
-    said = "Answers graded by M (protocol ril-1-0); the rules say the same of 50.0 % on clean pictures."
+    said = "Answers graded by M (protocol core-point-1-0); the rules say the same of 50.0 % on clean pictures."
     assert said in card_markdown(card)
     plain = card_of({"clean": CLEAN})
     assert plain["threats"]["clean"]["agreement"] is None
@@ -264,7 +268,7 @@ def test_mce_is_against_a_reference_of_the_same_judge() -> None:
     old = card_of(rights)
     del old["grading"]
     assert card_of(rights, old)["corruptions"]["mce"]["value"] == 1
-    for other in ({"judge": "N"}, {"protocol": "ril-1-1"}, {"answer_by": "rules"}):
+    for other in ({"judge": "N"}, {"protocol": "core-point-1-1"}, {"answer_by": "rules"}):
         with pytest.raises(UserError, match="graded in another way"):
             card_of(rights, card_of(rights, grading=JUDGED | other), grading=JUDGED)
 

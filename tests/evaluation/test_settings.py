@@ -114,9 +114,11 @@ def test_tests_that_were_graded_in_different_ways() -> None:
     assert apart(Tested("x", answered, config=old), by_rules) == []
     assert apart(Tested("x", answered, config=old), by_m) == apart(by_rules, by_m)
     # What was done stands in the card: another prompt is another protocol.
-    cards = [{"grading": {"answer_by": "judge", "judge": "M", "protocol": p}} for p in ("ril-1-0", "ril-1-1")]
+    cards = [
+        {"grading": {"answer_by": "judge", "judge": "M", "protocol": p}} for p in ("core-point-1-0", "core-point-1-1")
+    ]
     first, second = (Tested("x", answered, card=card, config=judged("M")) for card in cards)
-    assert apart(first, second) == [("protocol of the judge", "ril-1-0", "ril-1-1", ["clean", "fog:1"])]
+    assert apart(first, second) == [("protocol of the judge", "core-point-1-0", "core-point-1-1", ["clean", "fog:1"])]
     assert apart(first, by_m) == []
     ruler = to_dict(replace(EVALUATION, reward=RewardConfig(math_backend="mathruler")))
     assert apart(by_rules, Tested("x", answered, config=ruler)) == [

@@ -82,7 +82,7 @@ def test_of_a_long_response_both_ends_are_shown() -> None:
 
 def test_a_judge_is_named_by_model_and_by_what_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Judge(Silent(), "m").describe()
-    assert told["judge"] == "m" and re.fullmatch(r"ril-1-[0-9a-f]{12}", told["protocol"])
+    assert told["judge"] == "m" and re.fullmatch(r"core-point-1-[0-9a-f]{12}", told["protocol"])
     assert Judge(Silent(), "n").describe() == {"judge": "n", "protocol": told["protocol"]}
     assert Judge(Silent(), "m", 100).describe()["protocol"] != told["protocol"]
     for name, value in (("SYSTEM", "Judge."), ("MAX_CHARS", 100), ("_VERDICT_ALONE", "0 or 1?")):

@@ -144,7 +144,7 @@ class Judge:
         example = Asked("q", "t", "[/r" + "x" * MAX_CHARS)
         requests = [self.payload(example), self.payload(example, is_again=True)]
         mark = hashlib.sha256(json.dumps(requests, sort_keys=True).encode()).hexdigest()[:12]
-        return {"judge": self.model, "protocol": f"ril-{VERSION}-{mark}"}
+        return {"judge": self.model, "protocol": f"core-point-{VERSION}-{mark}"}
 
 
 def shown(text: str) -> str:
