@@ -23,7 +23,7 @@ from rich.console import Console
 from sparring.cli import main
 from sparring.configs import ConfigError, undocumented_fields
 from sparring.data.scenes import SceneConfig
-from sparring.evaluation.suite import EvaluationConfig
+from sparring.evaluation.training_test import EvaluationConfig
 from sparring.methods import SaEI
 from sparring.methods.saei import SaEIConfig
 from sparring.models.families import fingerprint
@@ -168,6 +168,27 @@ def test_an_interrupted_study_goes_on_to_the_same_table(
     start(study, tmp_path)
     assert steps == [0, 1, 1, 0, 1], "saei-0 goes on with its second step"
     assert_same_figures(tmp_path, undisturbed)
+
+
+def test_attacks_of_every_model_are_checked(study: Study, tmp_path: Path) -> None:
+    attacked = replace(study, conditions=(*study.conditions[:2], Condition("hard", ("attacked", "noisy"))), seeds=(0,))
+    start(attacked, tmp_path)
+    checks = json.loads((tmp_path / "table.json").read_text())["checks"]
+    by_run = {run: [c for c in checks if c["run"] == run] for run in ("before", "grpo-0", "saei-0")}
+    assert sum(map(len, by_run.values())) == len(checks) == 3 * 8
+    assert {check["threat"] for check in checks} == {"hard/attacked"}
+    for name, own in by_run.items():
+        found = next(check for check in own if check["name"] == "stronger_than_noise")
+        assert " of 4 right" in found["detail"], name
+    assert "- hard/attacked, loss rises: " in (tmp_path / "table.md").read_text()
+    # A condition that comes later is tested alone, and what is known of the others stays.
+    first = (tmp_path / "saei-0" / "checks-after.jsonl").read_text()
+    later = Condition("far", ("attacked",), split="ood")
+    start(replace(attacked, conditions=(*attacked.conditions, later)), tmp_path)
+    both = (tmp_path / "saei-0" / "checks-after.jsonl").read_text()
+    assert both.startswith(first) and {json.loads(line)["threat"] for line in both.splitlines()} == {
+        "hard/attacked", "far",
+    }  # fmt: skip
 
 
 def test_a_failed_run_leaves_the_others(

@@ -14,7 +14,8 @@ from torch import Tensor
 from sparring.checkpoint import checkpoint_path, load_checkpoint
 from sparring.data.scenes import SceneProblems
 from sparring.data.stream import ProblemStream
-from sparring.evaluation.suite import EvaluationConfig, accuracy, evaluate
+from sparring.evaluation.suite import accuracy
+from sparring.evaluation.training_test import EvaluationConfig, evaluate
 from sparring.methods import METHODS, ClipCovConfig, GRPOConfig, MethodConfig, NoisyRolloutConfig, SaEIConfig
 from sparring.models.policy import Policy
 from sparring.policy_loss import PolicyLossConfig
@@ -242,7 +243,11 @@ def real_trainer(model: Path, folder: Path, config: MethodConfig) -> tuple[Train
 
     def validate() -> Metrics:
         settings = EvaluationConfig(num_problems=3, threats=("clean",))
-        return {"validation/score": accuracy(evaluate(policy, validation, settings, SAMPLING, grader, seed=0)).value}
+        return {
+            "validation/score": accuracy(
+                evaluate(policy, validation, settings, SAMPLING, grader, seed=0).outcomes
+            ).value
+        }
 
     stream = ProblemStream(SceneProblems("train", 5), 0)
     settings = TrainerConfig(validate_every=2, save_every=1)

@@ -226,10 +226,14 @@ def _hint_at(command: str) -> Iterator[None]:
 
 def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
     from sparring.report.progress import TestingProgress
+    from sparring.report.tables import failed_checks
 
     total = len(run.tested_on.problems) * len(run.config.evaluation.threats)
     with TestingProgress(console, f"testing {label}", total) as progress:
-        return run.test(label, progress.advance)
+        found = run.test(label, progress.advance)
+    for line in failed_checks(found.checks):
+        _say(console, f"{label} training, {line}")
+    return found.outcomes
 
 
 def _eval(arguments: list[str]) -> int:

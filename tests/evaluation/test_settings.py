@@ -13,9 +13,9 @@ from sparring.configs import to_dict
 from sparring.endpoints import EndpointConfig
 from sparring.evaluation.comparison import Tested, compare, read_tested
 from sparring.evaluation.settings import ATTACKS, settings_of
-from sparring.evaluation.suite import EvaluationConfig
 from sparring.evaluation.threats import ATTACKS as KNOWN
 from sparring.evaluation.threats import ThreatConfig
+from sparring.evaluation.training_test import EvaluationConfig
 from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import RunConfig
 from sparring.recipes.testing import AttackSettings, TestingConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,12 @@ import torch
 
 from sparring.errors import UserError
 from sparring.evaluation.subjects import PolicySubject
-from sparring.evaluation.suite import (
-    EvaluationConfig,
-    Outcome,
-    Suite,
-    accuracy,
-    evaluate,
-    probe,
-    read_outcomes,
-    summary,
-    write_outcomes,
-)
+from sparring.evaluation.suite import Outcome, Suite, accuracy, read_outcomes, summary, write_outcomes
 from sparring.evaluation.threats import TRAINING_TEST, ThreatConfig, parse_threats
+from sparring.evaluation.training_test import EvaluationConfig, evaluate
 from sparring.models.policy import Policy
 from sparring.rollout import SampleRequest, SamplingConfig, sample
-from sparring.scoring import score
-from sparring.seeding import derive_seed
-from sparring.types import FinishReason, Group, Problem, Reward
+from sparring.types import Problem
 from tiny_models import tiny_problem
 from toy_grader import ParityGrader
 
@@ -47,7 +35,7 @@ def some_problems(num: int = 8) -> list[Problem]:
 
 def evaluated(policy: Policy, problems: list[Problem], *, seed: int = 0, **settings: Any) -> list[Outcome]:
     config = EvaluationConfig(**({"strength": ThreatConfig(attack_radius=16 / 255)} | settings))
-    return evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=seed)
+    return evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=seed).outcomes
 
 
 def of(outcomes: list[Outcome], threat: str) -> list[Outcome]:
@@ -186,48 +174,11 @@ def test_what_a_suite_cannot_do_is_named(policy: Policy, threats: list[str], set
         suite_of(policy, threats, **settings)
 
 
-class HopelessGrader(ParityGrader):
-    def grade(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
-        return Reward(0.0, {"answer": 0.0, "format": 1.0}, {"answer": "wrong", "format": "ok"})
-
-
-def test_where_everything_is_wrong_there_is_nothing_to_attack(policy: Policy) -> None:
-    config = EvaluationConfig(threats=("clean", "attacked"))
-    outcomes = evaluate(policy, some_problems(3), config, SAMPLING, HopelessGrader(), seed=0)
-    assert [outcome.text for outcome in of(outcomes, "attacked")] == [o.text for o in of(outcomes, "clean")]
-    assert not any(outcome.is_correct for outcome in outcomes)
-
-
-def test_how_many_and_progress(policy: Policy) -> None:
-    problems, reports = some_problems(5), []
-    config = EvaluationConfig(num_problems=4, threats=("clean", "blank"), batch_size=3)
-    outcomes = evaluate(policy, problems, config, SAMPLING, ParityGrader(), seed=0, on_progress=reports.append)
-    assert [o.problem_id for o in of(outcomes, "blank")] == [problem.id for problem in problems[:4]]
-    assert sum(reports) == len(outcomes) == 8 and len(reports) == 4
-    assert len(evaluated(policy, problems[:2], threats=("clean",))) == 2, "there may be fewer problems than asked for"
-
-
 def test_the_policy_is_left_alone(policy: Policy) -> None:
     before = {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
     evaluated(policy, some_problems(3))
     for name, parameter in policy.module.named_parameters():
         assert parameter.grad is None and torch.equal(parameter, before[name])
-
-
-def test_a_probe_by_hand(policy: Policy) -> None:
-    problems = some_problems(3)
-    groups = []
-    for problem in problems:
-        view = policy.processor.clean_view(problem)
-        request = SampleRequest(problem, view, 2, derive_seed(5, problem.id, "probe"))
-        groups.append(Group(problem, {"clean": view}, sample(policy, [request], SAMPLING, max_rows=2)[0]))
-    scored = score(policy, groups, view="clean", temperature=0.9, with_entropy=True, token_budget=10_000)
-    found = probe(policy, problems, SAMPLING, ParityGrader(), seed=5, num_samples=2)
-    assert math.isclose(found["entropy"], float(scored.entropy_T.sum()) / scored.entropy_T.numel(), rel_tol=1e-5)
-    # As the grader says: an even sum of bytes is right.
-    right = [sum(rollout.text.encode()) % 2 == 0 for group in groups for rollout in group.rollouts]
-    assert found["accuracy"] == sum(right) / 6
-    assert found == probe(policy, problems, SAMPLING, ParityGrader(), seed=5, num_samples=2)
 
 
 def outcome(number: int, is_correct: bool, *, threat: str = "clean", family: str = "counting") -> Outcome:
@@ -275,9 +226,3 @@ def test_outcomes_of_older_versions_are_read_and_others_are_named(tmp_path: Path
     path.write_text(json.dumps(old) + "\n" + json.dumps(record | {"colour": 1}) + "\n")
     with pytest.raises(UserError, match="line 2: not an outcome"):
         read_outcomes(path)
-
-
-@pytest.mark.parametrize("settings", [{"num_problems": 0}, {"batch_size": 0}, {"threats": ()}, {"threats": ("cleen",)}])
-def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        EvaluationConfig(**settings)

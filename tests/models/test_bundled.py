@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from sparring.data.scenes import SceneProblems
-from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
+from sparring.evaluation.suite import summary
+from sparring.evaluation.training_test import EvaluationConfig, evaluate
 from sparring.models.families import bundled_path
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
@@ -65,7 +66,7 @@ def test_it_sees_and_is_well_formed(policy: Policy) -> None:
     problems = SceneProblems("validation", 90)
     config = EvaluationConfig(num_problems=90, threats=("clean", "blank"))
     with Grader() as grader:
-        found = summary(evaluate(policy, problems, config, SamplingConfig(), grader, seed=0))
+        found = summary(evaluate(policy, problems, config, SamplingConfig(), grader, seed=0).outcomes)
     # Figures over 2000 problems are in docs/bundled_vlm.md; these bounds leave four standard errors.
     assert found["clean"]["well_formed"] >= 0.93
     assert found["clean"]["accuracy"] > found["blank"]["accuracy"]

@@ -217,21 +217,39 @@ def test_one_severity_is_no_curve(tmp_path: Path) -> None:
     assert "Accuracy by severity" not in text and "Mean over severities" in text and "typos:2" in text
 
 
-def test_cheap_attacks_of_training_runs_and_studies_are_said_to_be(tmp_path: Path) -> None:
+CHECKS = [
+    {"threat": "attacked", "name": "loss_rises", "passed": True, "detail": "mean 0.1 to 0.9 <b>"},
+    {"threat": "attacked", "name": "large_budget", "passed": False, "detail": "9 of 50 right"},
+]
+
+
+def test_attacks_of_training_runs_and_studies_are_told_with_their_checks(tmp_path: Path) -> None:
     note = "Attacks: 5 steps, one restart, without controls and checks"
+    checked = "Attacks: 5 steps, one restart, 1 of 2 checks passed, 1 failed."
     run = write_run(tmp_path / "run")
-    assert "without controls and checks" not in Page(write_report(run)).text, "it is not attacked"
+    assert "Attacks: " not in Page(write_report(run)).text, "it is not attacked"
     for name in ("test-before.jsonl", "test-after.jsonl"):
         write_lines(run / name, outcomes("clean", [1, 0]) + outcomes("attacked", [1, 0]))
     strength = {"evaluation": {"strength": {"attack_steps": 5}}}
     write_json(run / "config.json", json.loads((run / "config.json").read_text()) | strength)
-    assert note in Page(write_report(run)).text
+    assert note in Page(write_report(run)).text, "as earlier versions left it"
+    write_json(run / "card-after.json", {"checks": CHECKS})
+    text = Page(write_report(run)).text
+    assert checked in text and "attacked, after training 1 of 2 checks passed, 1 failed" in text
+    assert "large budget 9 of 50 right" in text and "mean 0.1 to 0.9 <b>" in text
     study = write_study(tmp_path / "study")
     told = json.loads((study / "study.json").read_text())
-    assert "without controls and checks" not in Page(write_report(study)).text
+    assert "Attacks: " not in Page(write_report(study)).text
     told |= {"conditions": [{"label": "hard", "threats": ["attacked"]}], "arms": {"grpo": {"config": strength}}}
     write_json(study / "study.json", told)
     assert note in Page(write_report(study)).text
+    table = json.loads((study / "table.json").read_text())
+    runs = [{"run": name} | check for name in ("before", "grpo-0") for check in CHECKS[:1]]
+    write_json(study / "table.json", table | {"checks": [*runs, {"run": "grpo-0"} | CHECKS[1]]})
+    text = Page(write_report(study)).text
+    assert "Attacks: 5 steps, one restart, 2 of 3 checks passed, 1 failed." in text
+    assert "loss rises passed for 2 of 2 models" in text
+    assert "large budget passed for 0 of 1 models; failed for grpo-0: 9 of 50 right" in text
 
 
 def test_two_tests_without_a_problem_in_common_make_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

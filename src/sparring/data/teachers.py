@@ -28,6 +28,8 @@ from sparring.errors import UserError
 from sparring.provenance import append_jsonl, read_json, read_jsonl, write_text
 from sparring.types import FinishReason, Problem
 
+BUNDLED = Path(__file__).with_name("bundled_teachers")
+"""The cache that comes with the package; ``recipes.bundled_teachers`` made it."""
 TEACHER, RESPONSES, FAILURES = "teacher.json", "responses.jsonl", "failures.jsonl"
 FORMAT = 1
 """Of the files; a reader refuses another one."""
@@ -183,7 +185,8 @@ class TeacherResponses:
     """What a student reads of a cache; texts are held in memory.
 
     Args:
-        folder: of the cache, as `sparring data teach` writes it.
+        folder: of the cache, as `sparring data teach` writes it, or ``bundled``: what two teachers of the bundled world
+            said, which comes with the package.
         teachers: names of those to read, in this order; none named reads all, in alphabetical order.
 
     Raises UserError for a folder without teachers, a name that is not there, a teacher without responses, and files
@@ -191,7 +194,7 @@ class TeacherResponses:
     """
 
     def __init__(self, folder: str | Path, teachers: Sequence[str] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder = BUNDLED if str(folder) == "bundled" else Path(folder)
         there = teachers_in(self.folder)
         if not there:
             raise UserError(f"{self.folder} holds no responses of teachers: make some with sparring data teach")

@@ -14,9 +14,10 @@ from sparring import distributed
 from sparring.configs import from_dict, to_dict
 from sparring.evaluation.attack_config import AttackRecord
 from sparring.evaluation.checks import check_attack
+from sparring.evaluation.responses import is_right
 from sparring.evaluation.settings import GRADIENT_ATTACKS
 from sparring.evaluation.suite import Outcome, Suite
-from sparring.evaluation.threats import CLEAN, Threat
+from sparring.evaluation.threats import BLANK, CLEAN, Threat
 from sparring.evaluation.whitebox import Attacked, attack_summary, control_attacks, control_names
 from sparring.provenance import append_jsonl, mend_jsonl, read_jsonl
 from sparring.types import Problem
@@ -26,22 +27,26 @@ ATTACK = "attack"
 
 
 class AttackLog:
-    """The records of all attacks of an evaluation; the file is written by the main rank, read by all."""
+    """The records of all attacks of an evaluation; a file of them is written by the main rank, read by all.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file; None keeps them in memory alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._records: dict[tuple[str, str], dict[str, AttackRecord]] = {}
-        for line in distributed.from_main(lambda: _mended(path)):
+        for line in [] if path is None else distributed.from_main(lambda: _mended(path)):
             threat, control = line.pop("threat"), line.pop("control")
             record = from_dict(AttackRecord, line, where=str(path))
             # A problem that was attacked twice, as an interruption came before its outcome was written, counts once.
             self._records.setdefault((threat, control), {})[record.problem_id] = record
 
     def add(self, threat: Threat, records: Sequence[AttackRecord], control: str = ATTACK) -> None:
-        """Keep records; they are on the disk when this returns."""
+        """Keep records; those of a log with a file are on the disk when this returns."""
         own = self._records.setdefault((threat.name, control), {})
         own.update((record.problem_id, record) for record in records)
-        if distributed.is_main() and records:
+        if self._path is not None and distributed.is_main() and records:
             lines = ({"threat": threat.name, "control": control, **to_dict(record)} for record in records)
             append_jsonl(self._path, *lines, is_synced=True)
 
@@ -76,16 +81,23 @@ def run_checks(
     log: AttackLog,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Mapping[str, Any]]:
-    """The sanity checks of every attack that follows the model's own gradient; controls that are missing are run.
+    """The sanity checks of every attack that follows the model's own gradient; what they compare with is made if it is
+    missing: controls, and responses to blank pictures.
 
     Args:
         problems: those that the controls are run on.
-        outcomes: of the suite, with those under ``blank``.
+        outcomes: of the suite.
         on_progress: called with the number of problems that are done and that of all, once for each control of each
             attack; not at all if there are none.
     """
-    blank = {outcome.problem_id: outcome.is_correct for outcome in outcomes if outcome.threat == "blank"}
     followed = [threat for threat in suite.threats if threat.attack in GRADIENT_ATTACKS]
+    if not followed:
+        return []
+    blank = {outcome.problem_id: outcome.is_correct for outcome in outcomes if outcome.threat == BLANK.name}
+    blank |= {
+        group.problem.id: is_right(group)
+        for group in suite.respond([problem for problem in problems if problem.id not in blank], BLANK, {})
+    }
     _run_controls(suite, followed, problems, log, on_progress or (lambda num_done, total: None))
     return [
         {"threat": threat.name, **vars(check)}

@@ -34,18 +34,23 @@ def head_of(threat: str) -> str:
 
 
 def attack_note(threats: Iterable[str], card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """How a training run or a study attacked the model, and what is missing there; empty if it did not.
+    """How a training run or a study attacked the model, and what its checks say; empty if it did not.
 
     Args:
         threats: names, of the test or of the study's conditions.
-        card, config: as in ``settings_of``.
+        card, config: as in ``settings_of``; of a study all checks of its models stand in for a card.
     """
     attacks = [threat for threat in threats if head_of(threat) in ("attacked", *GRADIENT_ATTACKS)]
     if not attacks:
         return ""
     steps = settings_of(attacks[0], card, config).get("attack steps")
     how = "one restart" if steps is None else f"{steps} steps, one restart"
-    return f"Attacks: {how}, without controls and checks, which sparring eval adds to a stronger attack."
+    verdicts = [check.get("passed") for check in card.get("checks", ())]
+    checked = "without controls and checks"
+    if verdicts:
+        num_failed = sum(verdict is False for verdict in verdicts)
+        checked = f"{sum(map(bool, verdicts))} of {len(verdicts)} checks passed, {num_failed or 'none'} failed"
+    return f"Attacks: {how}, {checked}. sparring eval takes 20 steps and 3 restarts unless told otherwise."
 
 
 def settings_of(threat: str, card: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

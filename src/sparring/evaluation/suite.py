@@ -13,17 +13,14 @@ from typing import Any
 
 from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig, AttackRecord
-from sparring.evaluation.settings import GRADIENT_ATTACKS, TRAINING_RESTARTS
+from sparring.evaluation.settings import GRADIENT_ATTACKS
 from sparring.evaluation.statistics import Estimate, wilson_interval
-from sparring.evaluation.subjects import PolicySubject, Subject
+from sparring.evaluation.subjects import Subject
 from sparring.evaluation.threats import (
     CLEAN,
-    TRAINING_TEST,
     Threat,
-    ThreatConfig,
     corrupted,
     edited,
-    parse_threats,
 )
 from sparring.evaluation.whitebox import Attacked, attack_responses, noise_responses, transfer_responses
 from sparring.models.policy import Policy
@@ -32,33 +29,9 @@ from sparring.perturb.text import has_wrong_answer
 from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
 from sparring.rewards.answer import extract_boxed
-from sparring.rollout import SampleRequest, SamplingConfig, sample
-from sparring.scoring import score
+from sparring.rollout import SampleRequest, SamplingConfig
 from sparring.seeding import derive_seed
 from sparring.types import FinishReason, Group, Metrics, Problem, View
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What a training run is tested on before and after."""
-
-    num_problems: int = 300
-    """Held-out problems, >= 1."""
-    threats: tuple[str, ...] = TRAINING_TEST
-    """What the model is put through: clean, noisy, attacked, blank, and whatever sparring eval --threats takes."""
-    strength: ThreatConfig = field(default_factory=ThreatConfig)
-    """How strong noisy and attacked are."""
-    batch_size: int = 100
-    """Problems at a time, >= 1; bounds memory and changes no result beyond rounding."""
-
-    def __post_init__(self) -> None:
-        if self.num_problems < 1:
-            raise ValueError(f"num_problems={self.num_problems} must be >= 1")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be >= 1")
-        if not self.threats:
-            raise ValueError(f"threats is empty: name at least one, such as {', '.join(TRAINING_TEST)}")
-        parse_threats(self.threats, self.strength)
 
 
 @dataclass(frozen=True)
@@ -232,84 +205,6 @@ class Suite:
         return self.grader.grade_groups(
             [Group(p, {view.name: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
         )
-
-
-def training_suite(
-    policy: Policy,
-    config: EvaluationConfig,
-    sampling: SamplingConfig,
-    grader: Grader,
-    *,
-    seed: int,
-    token_budget: int = 16384,
-) -> Suite:
-    """What :func:`evaluate` puts a policy through; its arguments are explained there."""
-    return Suite(
-        PolicySubject(policy, "policy"),
-        parse_threats(config.threats, config.strength),
-        replace(sampling, greedy=True),
-        grader,
-        seed,
-        batch_size=config.batch_size,
-        token_budget=token_budget,
-        attack=AttackConfig(num_steps=config.strength.attack_steps, num_restarts=TRAINING_RESTARTS),
-    )
-
-
-def evaluate(
-    policy: Policy,
-    problems: Sequence[Problem],
-    config: EvaluationConfig,
-    sampling: SamplingConfig,
-    grader: Grader,
-    *,
-    seed: int,
-    token_budget: int = 16384,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """Greedy responses of a policy to each problem under each threat, graded: the test around a training run.
-
-    Args:
-        sampling: its temperature and length apply; the choice is greedy whatever it says.
-        seed: of random threats.
-        on_progress: called with the number of responses finished since the last call.
-    """
-    suite = training_suite(policy, config, sampling, grader, seed=seed, token_budget=token_budget)
-    outcomes: list[Outcome] = []
-    for part in suite.run(problems, config.num_problems):
-        outcomes += part.outcomes
-        if on_progress is not None:
-            on_progress(len(part.outcomes))
-    return outcomes
-
-
-def probe(
-    policy: Policy,
-    problems: Sequence[Problem],
-    sampling: SamplingConfig,
-    grader: Grader,
-    *,
-    seed: int,
-    num_samples: int = 1,
-    token_budget: int = 16384,
-) -> Metrics:
-    """``accuracy`` and ``entropy`` of responses sampled on the clean pictures of a fixed set.
-
-    The entropy is over the whole vocabulary, in nats per token, mean over all tokens.
-    """
-    views = [policy.processor.clean_view(problem) for problem in problems]
-    requests = [
-        SampleRequest(problem, view, num_samples, derive_seed(seed, problem.id, "probe"))
-        for problem, view in zip(problems, views, strict=True)
-    ]
-    drawn = sample(policy, requests, sampling, max_rows=256)
-    groups = grader.grade_groups([Group(p, {"clean": v}, r) for p, v, r in zip(problems, views, drawn, strict=True)])
-    scored = score(
-        policy, groups, view="clean", temperature=sampling.temperature, with_entropy=True, token_budget=token_budget
-    )
-    assert scored.entropy_T is not None
-    verdicts = [r.reward.parts["answer"] for group in groups for r in group.rollouts if r.reward is not None]
-    return {"accuracy": sum(verdicts) / len(verdicts), "entropy": float(scored.entropy_T.mean())}
 
 
 def accuracy(outcomes: Sequence[Outcome]) -> Estimate:

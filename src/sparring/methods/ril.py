@@ -83,7 +83,8 @@ class RILConfig(LearnerConfig):
     name: Literal["ril"] = "ril"
     """The method."""
     teachers: Path | None = None
-    """Folder of teachers' responses, as `sparring data teach` makes it. Needed unless num_teacher is 0."""
+    """Folder of teachers' responses, as `sparring data teach` makes it, or `bundled` for two teachers of the generated
+    scenes. Needed unless num_teacher is 0."""
     teacher_names: tuple[str, ...] = ()
     """Which of its teachers, in the order in which they take turns; none named takes all."""
     on_missing: Literal["refuse", "skip"] = "refuse"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparring.recipes import ablations, robustness, saei_vs_grpo
+from sparring.recipes import ablations, ril, robustness, saei_vs_grpo
 from sparring.recipes.attack_figures import AttackFiguresConfig, attack_figures
 from sparring.recipes.bundled_figures import FiguresConfig, bundled_figures
 from sparring.recipes.bundled_vlm import BundledVLMConfig, train_bundled_vlm
@@ -18,6 +18,8 @@ STUDIES: Mapping[str, Study] = {
         ablations.ROMA_WEIGHTS,
         ablations.ROMA_SETTLED,
         saei_vs_grpo.STUDY,
+        ril.STUDY,
+        ril.ABLATIONS,
     )
 }
 """Methods x seeds by name: what `sparring study NAME` runs."""

@@ -11,7 +11,8 @@ from sparring.advantages import has_signal
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.data.scenes.reasoning import STYLES, style_of
-from sparring.evaluation.suite import EvaluationConfig, evaluate, summary
+from sparring.evaluation.suite import summary
+from sparring.evaluation.training_test import EvaluationConfig, evaluate
 from sparring.methods.saei import TokenGroup, response_entropy
 from sparring.models.policy import Policy
 from sparring.recipes.run import ModelConfig, load_policy, use_threads
@@ -59,7 +60,7 @@ def bundled_figures(config: FiguresConfig) -> dict[str, Metrics]:
         for split in splits:
             problems = SceneProblems(split, config.num_greedy, config.data)
             threats = setting if split == "test" else replace(setting, threats=("clean",))
-            found = summary(evaluate(policy, problems, threats, config.sampling, grader, seed=0))
+            found = summary(evaluate(policy, problems, threats, config.sampling, grader, seed=0).outcomes)
             figures |= {f"{split}/{threat}": metrics for threat, metrics in found.items()}
         problems = SceneProblems("test", config.num_sampled, config.data)
         figures["sampled"] = _sampled(policy, [problems[i] for i in range(len(problems))], config.sampling, grader)

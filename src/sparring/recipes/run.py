@@ -21,17 +21,9 @@ from sparring.data.sources import Source, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
-from sparring.evaluation.suite import (
-    EvaluationConfig,
-    Outcome,
-    Suite,
-    accuracy,
-    evaluate,
-    probe,
-    training_suite,
-    write_outcomes,
-)
+from sparring.evaluation.suite import Outcome, Suite, accuracy, write_outcomes
 from sparring.evaluation.threats import CLEAN
+from sparring.evaluation.training_test import Evaluation, EvaluationConfig, evaluate, probe, training_suite
 from sparring.learner import PolicyLearner
 from sparring.methods import (
     METHODS,
@@ -72,8 +64,9 @@ class ModelConfig:
 
     path: str = "bundled"
     """A Hugging Face folder, or `bundled` for the small model that comes with the package."""
-    precision: Precision = "bf16"
-    """bf16 computes in bfloat16 over float32 weights; fp32 in float32 throughout."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 computes in bfloat16 over float32 weights, fp32 in float32 throughout; auto takes bf16 on CUDA and on CPUs
+    with AVX-512, and fp32 on others, which are many times slower in bf16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     instruction: str = ""
@@ -199,11 +192,21 @@ def join_ranks(config: ModelConfig) -> torch.device:
     return distributed.initialise(None if config.device == "auto" else config.device)
 
 
+def chosen_precision(config: ModelConfig) -> Precision:
+    """What ``auto`` means on this machine, or what was chosen."""
+    if config.precision != "auto":
+        return config.precision
+    is_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    # oneDNN, which torch computes bfloat16 with on CPUs, has kernels from AVX-512 on.
+    return "bf16" if is_cuda or torch.backends.cpu.get_cpu_capability() == "AVX512" else "fp32"
+
+
 def load_policy(config: ModelConfig) -> Policy:
-    """The policy that a run starts from, on this rank's device."""
+    """The policy that a run starts from, on this rank's device and in the same precision on all."""
     disable_progress_bar()
     device = join_ranks(config)
-    return Policy.load(config.path, device=device, precision=config.precision, instruction=config.instruction)
+    precision = distributed.from_main(lambda: chosen_precision(config))
+    return Policy.load(config.path, device=device, precision=precision, instruction=config.instruction)
 
 
 @dataclass(eq=False)
@@ -226,9 +229,9 @@ class Run:
     def __exit__(self, *exc_info: object) -> None:
         self.grader.close()
 
-    def test(self, label: str, on_progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes on the test problems, written to ``test-<label>.jsonl``, and their card to ``card-<label>.json``."""
-        outcomes = evaluate(
+    def test(self, label: str, on_progress: Callable[[int], None] | None = None) -> Evaluation:
+        """The test problems, their outcomes written to ``test-<label>.jsonl``, the card to ``card-<label>.json``."""
+        found = evaluate(
             self.policy,
             self.tested_on.problems,
             self.config.evaluation,
@@ -238,11 +241,12 @@ class Run:
             on_progress=on_progress,
         )
         if distributed.is_main():
-            write_outcomes(self.folder / f"test-{label}.jsonl", outcomes)
             if CLEAN.name in self.config.evaluation.threats:
-                card = self._card(outcomes, name=f"{self.name}, {label} training")
+                card = self._card(found, name=f"{self.name}, {label} training")
                 write_text(self.folder / f"card-{label}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
-        return outcomes
+            # Last: where it is, the test is not made again.
+            write_outcomes(self.folder / f"test-{label}.jsonl", found.outcomes)
+        return found
 
     @property
     def _suite(self) -> Suite:
@@ -250,12 +254,12 @@ class Run:
         config = self.config
         return training_suite(self.policy, config.evaluation, config.sampling, self.grader, seed=config.seed)
 
-    def _card(self, outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
+    def _card(self, found: Evaluation, name: str) -> dict[str, Any]:
         """The card of a test; ``name`` is what it calls the model."""
         suite = self._suite
         max_new_tokens = self.config.sampling.max_new_tokens
         return build_card(
-            [vars(outcome) for outcome in outcomes],
+            [vars(outcome) for outcome in found.outcomes],
             {threat.name: threat.describe() for threat in suite.threats},
             about={
                 "model": {"name": name, "kind": "policy", "fingerprint": None},
@@ -265,7 +269,8 @@ class Run:
                 "seed": self.config.seed,
             },
             sets={label: chosen.members for label, chosen in CORRUPTION_SETS.items()},
-            attacks={t.name: to_dict(suite.attack_config(t)) for t in suite.threats if t.attack is not None},
+            attacks=found.attacks,
+            checks=found.checks,
         )
 
     def show(self, outcomes: Sequence[Outcome], on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -366,7 +371,7 @@ def _method(config: RunConfig, policy: Policy, grader: Grader) -> PolicyLearner[
 def validate(config: TrainingConfig, policy: Policy, grader: Grader, problems: Sequence[Problem]) -> Metrics:
     """How the policy does on the validation problems: greedily on all, sampled on the first few."""
     setting = replace(config.evaluation, num_problems=len(problems), threats=("clean",))
-    outcomes = evaluate(policy, problems, setting, config.sampling, grader, seed=0)
+    outcomes = evaluate(policy, problems, setting, config.sampling, grader, seed=0).outcomes
     few = [problems[i] for i in range(min(PROBE_SIZE, len(problems)))]
     sampled = probe(policy, few, config.sampling, grader, seed=0, num_samples=2)
     greedy = accuracy(outcomes).value
@@ -393,18 +398,21 @@ def surroundings(seed: int) -> dict[str, Any]:
 
 def origin(config: TrainingConfig) -> dict[str, Any]:
     """What a start of a training run leaves in ``provenance.jsonl``."""
-    return {**surroundings(config.seed), "model": fingerprint(config.model.path)}
+    model, precision = fingerprint(config.model.path), chosen_precision(config.model)
+    return {**surroundings(config.seed), "model": model, "precision": precision}
 
 
-def changed_since(folder: Path, model: str, data: str | None = None) -> str | None:
-    """Which of ``scenes``, ``model`` and ``data`` is not what it was at the first start in ``folder``; None if all are.
+def changed_since(folder: Path, model: str, precision: Precision, data: str | None = None) -> str | None:
+    """Which of ``scenes``, ``model``, ``precision`` and ``data`` is not what it was at the first start in ``folder``;
+    None if all are.
 
     Args:
         model: the fingerprint of the model as it is now.
         data: that of the data, of runs that keep one.
     """
-    first = next(iter(read_jsonl(folder / PROVENANCE)), {})
-    now = {"scenes": GENERATION, "model": model, "data": data}
+    # Earlier versions did not write down the precision, which was that of the configuration.
+    first = {"precision": precision, **next(iter(read_jsonl(folder / PROVENANCE)), {})}
+    now = {"scenes": GENERATION, "model": model, "precision": precision, "data": data}
     return next((name for name in now if first.get(name) != now[name]), None)
 
 
@@ -430,10 +438,17 @@ def check_resumable(
     for name in (*free, *(() if is_tested else ("evaluation",))):
         del mine[name], theirs[name]
     mine["judge"], theirs["judge"] = judging.what_counts(config.judge), judging.what_counts(saved.judge)
+    # What auto means is told by the machine: what counts is what it was, below.
+    del mine["model"]["precision"], theirs["model"]["precision"]
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
-    changed = changed_since(folder, model or fingerprint(config.model.path), data)
+    changed = changed_since(folder, model or fingerprint(config.model.path), chosen_precision(config.model), data)
+    if changed == "precision":
+        raise ConfigError(
+            f"{folder} was begun in another precision than this machine's {chosen_precision(config.model)}: choose it "
+            "with --model.precision, or start anew"
+        )
     if changed:
         raise ConfigError(
             f"{folder} was begun with another version of its {changed}: finish it with that version, or start anew"

@@ -42,7 +42,7 @@ class SFTRunConfig(TrainingConfig):
     style: Style | None = None
     """Of the generator's reasoning: all responses in this one; none mixes them as the bundled model was taught."""
     teachers: Path | None = None
-    """Folder of sparring data teach: what teachers said of these problems is imitated instead."""
+    """Folder of sparring data teach, or bundled: what teachers said of these problems is imitated instead."""
     teacher_names: tuple[str, ...] = ()
     """Which of them; none named takes all."""
     scenes: SceneConfig = field(default_factory=SceneConfig)

@@ -177,7 +177,7 @@ def open_teaching(config: TeachConfig) -> Teaching:
         Endpoint(config.model.path, config.endpoint)  # which refuses what cannot be one
         return Teaching(config, source, None, {"kind": "endpoint", "model": config.endpoint.model})
     policy = load_policy(config.model)
-    who = {"kind": "policy", "fingerprint": fingerprint(config.model.path), "precision": config.model.precision}
+    who = {"kind": "policy", "fingerprint": fingerprint(config.model.path), "precision": policy.precision}
     return Teaching(config, source, policy, who)
 
 

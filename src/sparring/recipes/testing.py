@@ -270,6 +270,7 @@ def open_test(config: TestingConfig) -> Test:
         "data": {"name": source.name, "fingerprint": source.fingerprint},
         "model": model_print,
         "surrogate": surrogate and fingerprint(surrogate),
+        "precision": policy and policy.precision,
     }
     folder = distributed.from_main(lambda: _open_folder(config, begun_with, source.bad))
     return Test(replace(config, out=folder), folder, source, reference, model_print, policy, other)
@@ -330,8 +331,8 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequenc
         mend_jsonl(folder / PROVENANCE)
         first = next(iter(read_jsonl(folder / PROVENANCE)), {})
         for name, now in begun_with.items():
-            # Earlier versions did not write down the surrogate.
-            if first.get(name, now if name == "surrogate" else None) != now:
+            # Earlier versions did not write down the last two.
+            if first.get(name, now if name in ("surrogate", "precision") else None) != now:
                 raise ConfigError(f"{folder} was begun with other {name}: finish it with that, or start anew")
     elif (folder / OUTCOMES).exists():
         raise ConfigError(f"{folder} holds outcomes without a {CONFIG}: choose another --out")
@@ -354,6 +355,8 @@ def _what_counts(config: TestingConfig) -> dict[str, Any]:
     settings = to_dict(config)
     for name in ("out", "threads", "batch_size", "gallery", "reference"):
         del settings[name]
+    # What auto means is told by the machine: the folder keeps what it was.
+    del settings["model"]["precision"]
     settings["endpoint"] = config.endpoint.model
     settings["judge"] = judging.what_counts(config.judge)
     return settings

@@ -40,7 +40,13 @@ _STUDY: dict[str, Any] = {
     "options": [],
     "runs": [{}],
 }
-_TABLE: dict[str, Any] = {"conditions": [], "seeds": {"*": []}, "before": {"*": {}}, "cells": {"*": {"*": {}}}}
+_TABLE: dict[str, Any] = {
+    "conditions": [],
+    "seeds": {"*": []},
+    "before": {"*": {}},
+    "cells": {"*": {"*": {}}},
+    "checks": [{}],
+}
 _CURVES: dict[str, Any] = {"metrics": {"*": {"*": {"step": [], "mean": [], "low": [], "high": []}}}}
 """What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
 

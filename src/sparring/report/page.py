@@ -29,6 +29,7 @@ from sparring.report.curves import best_step, overlaid_panels, run_panels, smoot
 from sparring.report.folders import EvaluationFolder, Folder, RunFolder, StudyFolder, read_folder
 from sparring.report.gallery import ENTROPY_BOUNDS, read_gallery
 from sparring.report.heading import comparison_heading, evaluation_heading, run_heading, study_heading
+from sparring.report.study_tables import checks_of_runs
 from sparring.report.text import p_value, percent, points, visible
 from sparring.report.values import differences, estimate, number
 
@@ -77,6 +78,11 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "tests": tests,
         "changes": changes,
         "attack_note": attack_note(changes["threats"], run.card_after, run.config),
+        "checks": {
+            f"{threat}, {label} training": lines
+            for label, card in (("before", run.card_before), ("after", run.card_after))
+            for threat, lines in robustness.checks(card).items()
+        },
         "change_rows": robustness.difference_rows(list(differences(changes).items())),
         "families": list(robustness.family_groups(tests)),
         "reasons": [(label, *robustness.reason_table(t)) for label, t in zip(("before", "after"), tests, strict=True)],
@@ -121,6 +127,7 @@ def _study(found: StudyFolder) -> dict[str, Any]:
         "heading": study_heading(found),
         "table": study.read_table(found),
         "attack_note": attack_note(*study.attacked(found)),
+        "checks": checks_of_runs(found.table.get("checks", ())),
         "differences": study.difference_groups(found),
         "panels": main,
         "other_panels": others,

@@ -196,9 +196,13 @@ def loss_panels(card: Mapping[str, Any]) -> list[Panel]:
     return panels
 
 
-def checks(card: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
-    """For each attack its sanity checks, those that failed first: (state, name, figures)."""
-    found: dict[str, list[tuple[str, str, str]]] = {}
+CheckLine = tuple[str, str, str]
+"""Whether a check ``passed``, ``failed`` or is ``undecided``, its name, and figures."""
+
+
+def checks(card: Mapping[str, Any]) -> dict[str, list[CheckLine]]:
+    """For each attack its sanity checks, those that failed first."""
+    found: dict[str, list[CheckLine]] = {}
     for check in card.get("checks", ()):
         passed = check.get("passed")
         state = "passed" if passed is True else "failed" if passed is False else "undecided"

@@ -58,10 +58,10 @@ def read_table(study: StudyFolder) -> StudyTable | None:
 
 
 def attacked(study: StudyFolder) -> tuple[list[str], dict[str, Any], Mapping[str, Any]]:
-    """What ``attack_note`` asks for: the threats of all conditions, no card, and the configuration of an arm."""
+    """What ``attack_note`` asks for: the threats of all conditions, all checks, and the configuration of an arm."""
     threats = [str(name) for condition in study.study.get("conditions", ()) for name in condition.get("threats", ())]
     arms = [arm["config"] for arm in study.study.get("arms", {}).values() if isinstance(arm.get("config"), Mapping)]
-    return threats, {}, arms[0] if arms else {}
+    return threats, {"checks": study.table.get("checks", ())}, arms[0] if arms else {}
 
 
 def differences(study: StudyFolder) -> dict[tuple[str, str], Estimate]:

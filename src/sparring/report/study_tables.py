@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from sparring.report.grid import Cell, Grid, as_markdown, for_terminal
+from sparring.report.robustness import CheckLine
+from sparring.report.text import name_of
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The tables of a study."""
-    return "\n".join(as_markdown(grid) for grid in _grids(table))
+    """The tables of a study, and below them what the checks of its attacks say."""
+    lines = [
+        f"- {threat}, {name}: {state}; {detail}\n"
+        for threat, found in checks_of_runs(table["checks"]).items()
+        for state, name, detail in found
+    ]
+    return "\n".join([*(as_markdown(grid) for grid in _grids(table)), *(["".join(lines)] if lines else [])])
+
+
+def checks_of_runs(checks: Sequence[Mapping[str, Any]]) -> dict[str, list[CheckLine]]:
+    """For each attack of a study its sanity checks over all models: failed if it failed for any, passed if for all."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for check in checks:
+        found.setdefault(name_of(check.get("threat")), {}).setdefault(name_of(check.get("name")), []).append(check)
+    return {
+        threat: sorted((_of_models(name, own) for name, own in by_name.items()), key=lambda line: line[0] != "failed")
+        for threat, by_name in found.items()
+    }
+
+
+def _of_models(name: str, checks: Sequence[Mapping[str, Any]]) -> CheckLine:
+    num_passed = sum(check.get("passed") is True for check in checks)
+    failed = [check for check in checks if check.get("passed") is False]
+    detail = f"passed for {num_passed} of {len(checks)} models"
+    for check in failed:
+        detail += f"; failed for {name_of(check.get('run'))}: {name_of(check.get('detail'))}"
+    state = "failed" if failed else "passed" if num_passed == len(checks) else "undecided"
+    return state, name.replace("_", " "), detail
 
 
 def console_tables(table: Mapping[str, Any], width: int = 80) -> list[Table]:

@@ -157,10 +157,16 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
             ]
             lines.append(f"mCE: {figures[0]}, relative mCE: {figures[1]} ({mce['reference']} = 100)")
             lines += mce["notes"]
-    for check in card["checks"]:
-        if check["passed"] is False:
-            lines.append(f"check failed: {check['threat']}, {check['name']}: {check['detail']}")
-    return lines
+    return lines + failed_checks(card["checks"])
+
+
+def failed_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each check of an attack that did not pass."""
+    return [
+        f"check failed: {check['threat']}, {check['name']}: {check['detail']}"
+        for check in checks
+        if check["passed"] is False
+    ]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:

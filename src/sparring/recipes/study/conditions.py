@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sparring.configs import ConfigError
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.errors import UserError
-from sparring.evaluation.suite import EvaluationConfig, Outcome, evaluate
+from sparring.evaluation.suite import Outcome
 from sparring.evaluation.threats import ThreatConfig, parse_threats
+from sparring.evaluation.training_test import EvaluationConfig, evaluate
 from sparring.models.policy import Policy
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
@@ -61,25 +63,32 @@ def measure(
     conditions: Sequence[Condition],
     evaluation: EvaluationConfig,
     sampling: SamplingConfig,
-) -> list[Outcome]:
-    """Outcomes under each condition, condition by condition; their field ``threat`` holds the condition's tag.
+) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    """Outcomes under each condition, and the checks of its attacks; ``threat`` of both is the condition's tag.
 
     Conditions on the same problems share one pass over the clean pictures.
     """
-    found: dict[tuple[Split, SceneConfig], dict[str, list[Outcome]]] = {}
+    wanted: dict[tuple[Split, SceneConfig], dict[str, None]] = {}
     for condition in conditions:
-        found.setdefault((condition.split, condition.data), {}).update({threat: [] for threat in condition.tags})
-    for (split, data), by_threat in found.items():
-        problems = SceneProblems(split, evaluation.num_problems, data)
-        setting = replace(evaluation, threats=tuple(by_threat))
-        for outcome in evaluate(policy, problems, setting, sampling, grader, seed=SEED):
-            by_threat[outcome.threat].append(outcome)
-    return [
-        replace(outcome, threat=tag)
-        for condition in conditions
-        for threat, tag in condition.tags.items()
-        for outcome in found[condition.split, condition.data][threat]
-    ]
+        wanted.setdefault((condition.split, condition.data), {}).update(dict.fromkeys(condition.tags))
+    found = {
+        (split, data): evaluate(
+            policy,
+            SceneProblems(split, evaluation.num_problems, data),
+            replace(evaluation, threats=tuple(threats)),
+            sampling,
+            grader,
+            seed=SEED,
+        )
+        for (split, data), threats in wanted.items()
+    }
+    outcomes: list[Outcome] = []
+    checks: list[dict[str, Any]] = []
+    for condition in conditions:
+        own, tags = found[condition.split, condition.data], condition.tags
+        outcomes += [replace(o, threat=tag) for threat, tag in tags.items() for o in own.outcomes if o.threat == threat]
+        checks += [{**check, "threat": tags[check["threat"]]} for check in own.checks if check["threat"] in tags]
+    return outcomes, checks
 
 
 def under(condition: Condition, outcomes: Sequence[Outcome]) -> list[Outcome]:

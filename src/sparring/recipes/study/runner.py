@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from sparring.configs import ConfigError, from_dict
-from sparring.evaluation.suite import EvaluationConfig, Outcome, read_outcomes, write_outcomes
+from sparring.evaluation.suite import Outcome, read_outcomes, write_outcomes
+from sparring.evaluation.training_test import EvaluationConfig
 from sparring.models.families import bundled_path, family_of, fingerprint
 from sparring.models.policy import Policy
 from sparring.provenance import append_jsonl, read_jsonl, write_text
@@ -31,6 +32,7 @@ from sparring.recipes.run import (
     RunConfig,
     changed_since,
     check_resumable,
+    chosen_precision,
     load_policy,
     origin,
     prepare,
@@ -49,6 +51,7 @@ from sparring.recipes.study.run_folder import (
 from sparring.recipes.study.values import Arm, Study, StudyOptions, picked
 from sparring.report.progress import TrainingProgress
 from sparring.report.study_tables import console_tables, curve_table, markdown
+from sparring.report.tables import failed_checks
 from sparring.rewards import Grader, RewardConfig
 from sparring.trainer import METRICS
 
@@ -65,6 +68,8 @@ class Task:
     folder: Path
     test: Path
     """Where its outcomes are written; with one for each condition it is done."""
+    checks: Path
+    """Where the sanity checks of the attacks among them are written."""
     config: RunConfig
     arm: str | None = None
     seed: int | None = None
@@ -127,12 +132,14 @@ def _tasks(study: Study, options: StudyOptions) -> list[Task]:
     def config(arm: Arm, seed: int, out: Path | None) -> RunConfig:
         return replace(study.config(arm, seed, out), threads=options.threads)
 
-    tasks = [Task(BEFORE, options.out, options.out / "test-before.jsonl", config(study.arms[0], 0, None))]
+    out = options.out
+    before = out / "test-before.jsonl", out / "checks-before.jsonl"
+    tasks = [Task(BEFORE, out, *before, config(study.arms[0], 0, None))]
     for seed in study.seeds:
         for arm in study.arms:
-            folder = options.out / f"{arm.name}-{seed}"
-            test = folder / "test-after.jsonl"
-            tasks.append(Task(folder.name, folder, test, config(arm, seed, folder), arm.name, seed))
+            folder = out / f"{arm.name}-{seed}"
+            after = folder / "test-after.jsonl", folder / "checks-after.jsonl"
+            tasks.append(Task(folder.name, folder, *after, config(arm, seed, folder), arm.name, seed))
     return tasks
 
 
@@ -181,7 +188,7 @@ def _check_runs(tasks: Sequence[Task]) -> None:
             check_resumable(task.config, task.folder, free=("threads",), model=model())
     for task in tasks:
         if task.arm is None and task.test.exists() and (task.folder / PROVENANCE).exists():
-            changed = changed_since(task.folder, model())
+            changed = changed_since(task.folder, model(), chosen_precision(task.config.model))
             if changed:
                 raise ConfigError(
                     f"{task.test} was made with another version of its {changed}: put that back, delete the file, "
@@ -303,7 +310,11 @@ class _Work:
 
     def _test(self, task: Task, policy: Policy, grader: Grader) -> None:
         config = task.config
-        fresh = measure(policy, grader, self.missing(task), config.evaluation, config.sampling)
+        fresh, checks = measure(policy, grader, self.missing(task), config.evaluation, config.sampling)
+        # Before the outcomes: what has those is not tested again.
+        tested = {outcome.threat for outcome in fresh}
+        kept = [check for check in _checks(task) if check["threat"] not in tested]
+        write_text(task.checks, "".join(json.dumps(check) + "\n" for check in kept + checks))
         write_outcomes(task.test, _outcomes(task) + fresh)
 
     def seconds_left(self) -> float | None:
@@ -341,11 +352,13 @@ class _Work:
             self.say("no run is finished yet: there is no table")
             return
         before = next((_outcomes(task) for task in finished if task.arm is None), None)
+        checks = [{"run": task.name, **check} for task in finished for check in _checks(task)]
         table = {
             "study": self.study.name,
             "steps": self.study.steps,
             "num_test": self.study.num_test,
             **table_figures(runs, before, self.study.conditions, self.study.arms[0].name),
+            "checks": checks,
         }
         curves = curve_figures(runs, self.study.curves)
         write_text(out / "table.json", json.dumps(table, indent=2) + "\n")
@@ -353,6 +366,8 @@ class _Work:
         write_text(out / "table.md", markdown(table) + curve_table(curves, "validation/entropy"))
         for part in console_tables(table):
             self.console.print(part)
+        for line in failed_checks([{**check, "threat": f"{check['run']}, {check['threat']}"} for check in checks]):
+            self.say(line)
         self.say(f"study: {out}")
 
 
@@ -365,6 +380,10 @@ def _tags_in(path: Path, changed_ns: int, size: int) -> frozenset[str]:
 
 def _outcomes(task: Task) -> list[Outcome]:
     return read_outcomes(task.test) if task.test.exists() else []
+
+
+def _checks(task: Task) -> list[dict[str, Any]]:
+    return read_jsonl(task.checks) if task.checks.exists() else []
 
 
 def _metrics(task: Task) -> list[dict[str, float]]:
