@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shlex
@@ -36,6 +37,7 @@ commands:
   eval [MODEL]      test a model, or an endpoint, under corruptions, edits and attacks
   compare A B       compare two tests of the same problems
   attack [MODEL]    compare strengths of SaEI's entropy attack
+  likeness [MODEL]  how well a fresh discriminator tells models from teachers
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
   data teach        ask a teacher, a model or an endpoint, for responses to learn from
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": _eval,
         "compare": _compare,
         "attack": _attack,
+        "likeness": _likeness,
         "data": _data,
         "study": _study,
         "report": _report,
@@ -340,6 +343,29 @@ def _attack(arguments: list[str]) -> int:
     console.print(sweep_table([(row.attack, row.step_size, row.metrics) for row in rows]))
     if config.out is not None:
         _say(console, f"table with the whole histogram: {config.out}")
+    return 0
+
+
+def _likeness(arguments: list[str]) -> int:
+    from sparring.recipes.likeness import LikenessConfig, likeness
+    from sparring.report.tables import likeness_table
+
+    prog = "sparring likeness"
+    models = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    config = parse(
+        LikenessConfig(),
+        arguments[len(models) :],
+        prog=f"{prog} [MODEL ...]",
+        description="How alike models' responses are to those of teachers (sparring data teach): how well a fresh "
+        "discriminator tells them apart on problems that it was not trained on.",
+    )
+    config = replace(config, models=tuple(models) or config.models)
+    console = _console(config.model)
+    with console.status("asking models, training discriminators") as status:
+        found = likeness(config, lambda one: status.update(f"{one.model} done"))
+    console.print(likeness_table([(one.model, one.accuracy, one.passes, one.metrics) for one in found]))
+    if config.out is not None:
+        _say(console, f"as JSON: {config.out}")
     return 0
 
 

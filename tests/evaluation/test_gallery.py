@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sparring.evaluation.gallery import choose, write_gallery
+from sparring.evaluation.gallery import add_answers, choose, write_gallery
 from sparring.evaluation.subjects import PolicySubject
 from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import parse_threats
 from sparring.models.policy import Policy
-from sparring.rollout import SamplingConfig
-from sparring.types import Problem
+from sparring.report.gallery import read_gallery
+from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.types import Group, Problem
 from tiny_models import tiny_problem
 from toy_grader import ParityGrader
 
@@ -101,3 +102,27 @@ def test_an_endpoint_has_no_tokens(tmp_path: Path) -> None:
     (example,) = [json.loads(line) for line in (tmp_path / "new/gallery.jsonl").read_text().splitlines()]
     assert example["shown"]["tokens"] is None and example["problem_id"] == "a/../b"
     assert (tmp_path / "new" / example["difference"]).is_file()
+
+
+def test_answers_stand_beside_each_other_behind_the_other_examples(policy: Policy, tmp_path: Path) -> None:
+    problems = [tiny_problem(n, question="What?") for n in range(2)]
+    suite = Suite(
+        PolicySubject(policy, "tiny"), parse_threats(["clean", "blank"]), SamplingConfig(max_new_tokens=4, greedy=True),
+        ParityGrader(), 0,
+    )  # fmt: skip
+    write_gallery(suite, problems, {"blank": ["tiny-0"]}, tmp_path)
+    view = policy.processor.clean_view(problems[1])
+    drawn = sample(policy, [SampleRequest(problems[1], view, 3, 0)], SamplingConfig(max_new_tokens=4), max_rows=3)[0]
+    (group,) = ParityGrader().grade_groups([Group(problems[1], {"clean": view}, drawn)])
+    add_answers(tmp_path, [group], [["student", "student", "teacher <b>"]], "both")
+    gallery = read_gallery(
+        tmp_path, [json.loads(line) for line in (tmp_path / "gallery.jsonl").read_text().splitlines()]
+    )
+    assert gallery is not None and list(gallery.by_threat) == ["both", "blank"]
+    (example,) = gallery.by_threat["both"]
+    assert [side.title for side in example.sides] == ["student", "student", "teacher <b>"]
+    assert [side.text for side in example.sides] == [rollout.text for rollout in drawn]
+    assert [side.reward for side in example.sides] == [r.reward.value for r in group.rollouts if r.reward]
+    assert example.outcome == "" and [picture.caption for picture in example.pictures] == ["clean"]
+    (other,) = gallery.by_threat["blank"]
+    assert len(other.sides) == 2 and other.outcome

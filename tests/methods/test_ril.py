@@ -19,13 +19,14 @@ from sparring.data.stream import ProblemStream
 from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
 from sparring.methods import METHODS, RIL, RILConfig
-from sparring.methods.ril import drawn_from, similarity_reward_N, teacher_slots
+from sparring.methods.ril import similarity_reward_N
 from sparring.models.policy import Policy
 from sparring.opponents import discriminator as opponent
 from sparring.opponents.discriminator import Discriminator, DiscriminatorConfig
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
+from sparring.rollout.slots import drawn_from, teacher_slots
 from sparring.rollout.taught import TaughtRollouts
 from sparring.seeding import derive_seed
 from sparring.trainer import Trainer, TrainerConfig
@@ -379,3 +380,24 @@ def test_it_is_registered_and_says_what_it_needs(folder: Path, cache: Path) -> N
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RILConfig(**settings)
+
+
+def test_examples_show_both_sides_as_they_are_paid(folder: Path, cache: Path) -> None:
+    method = method_of(folder, small(cache, num_held_out=2))
+    own = stream()
+    groups, names = method.beside_teachers(own, 5)
+    assert [group.problem.id for group in groups] == [problem.id for problem in method.held_out(own)]
+    # Two of the student's three, and one of each teacher that has a slot.
+    assert names == [["student", "student", "teacher a", "teacher b"]] * 2
+    for group in groups:
+        assert [rollout.text[0] for rollout in group.rollouts[2:]] == ["a", "b"]
+        d_N = method.judged([group]).tolist()
+        for probability, rollout in zip(d_N, group.rollouts, strict=True):
+            reward = rollout.reward
+            assert reward is not None and reward.parts["similarity"] == float(probability < 0.5)
+            assert reward.value == pytest.approx(reward.parts["similarity"] + reward.parts["answer"])
+            assert reward.reasons["similarity"] == f"{100 * probability:.0f} % student"
+    again, _ = method.beside_teachers(own, 5)
+    assert [r.text for g in again for r in g.rollouts] == [r.text for g in groups for r in g.rollouts]
+    alone = method_of(folder, small(None, num_student=4, num_teacher=0, similarity_weight=0.0))
+    assert alone.beside_teachers(own, 5) == ([], [])

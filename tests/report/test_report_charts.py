@@ -88,6 +88,17 @@ def test_few_steps_are_shown_as_they_are_and_many_are_smoothed_and_say_so() -> N
     assert [path.get("class") for path in parsed(panel.chart).iter("path")] == ["line faint s0", "line line s0"]
 
 
+def test_what_teachers_have_beside_them_is_the_students() -> None:
+    names = ("reward", "similarity", "discriminator/accuracy", "discriminator/teacher")
+    lines = [{"step": 1} | dict.fromkeys(names, 0.5) | {"reward/teacher": 0.7, "similarity/teacher": 0.9}]
+    main, others = run_panels(lines, None)
+    legends = {panel.title: panel.legend for panel in main}
+    assert legends["Reward"] == [("student", 0), ("teacher", 1)]
+    assert legends["Similarity reward"] == [("student", 0), ("teacher", 1)]
+    assert legends["Discriminator, on responses that are new to it"] == [("accuracy", 0), ("teacher", 1)]
+    assert others == []
+
+
 def test_panels_of_a_run() -> None:
     lines = [
         {"step": 0, "validation/accuracy": 0.5, "validation/score": 0.5},
@@ -163,7 +174,7 @@ def test_states_are_told_and_not_drawn() -> None:
         {"step": n, "held_out/accuracy": 0.5, "held_out/at_chance": float(n < 2), "held_out/at_certainty": 0.0}
         for n in range(4)
     ]
-    _, others = run_panels(metrics, None)
-    (panel,) = (panel for panel in others if "set aside" in panel.title)
+    main, _ = run_panels(metrics, None)
+    (panel,) = (panel for panel in main if "set aside" in panel.title)
     assert panel.note == "It was no better than chance in 2 of 4 measurements."
     assert "at_chance" not in panel.chart and not panel.legend

@@ -20,7 +20,7 @@ from sparring.evaluation.threats import CLEAN, Threat
 from sparring.perturb.corruptions.filters import to_pillow
 from sparring.provenance import append_jsonl
 from sparring.scoring import score
-from sparring.types import Group, Problem, View
+from sparring.types import Group, Problem, Rollout, View
 
 GALLERY, INDEX = "gallery", "gallery.jsonl"
 AMPLIFIED = 8.0
@@ -102,6 +102,42 @@ def _write_examples(suite: Suite, problems: Sequence[Problem], threat: Threat, f
             _write_example(folder, problem, threat, sides)
 
 
+def add_answers(folder: Path, groups: Sequence[Group], titles: Sequence[Sequence[str]], heading: str) -> None:
+    """Add an example for each group to a gallery that ``write_gallery`` wrote: all its responses to the clean picture
+    beside each other.
+
+    Args:
+        titles: for each group those of its responses.
+        heading: of these examples, where others have the name of a threat.
+    """
+    if not distributed.is_main():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for group, own in zip(groups, titles, strict=True):
+        file = f"{sum(1 for _ in folder.glob('*-clean.png')):03d}-clean.png"
+        to_pillow(_side_by_side(group.views[CLEAN.name])).save(folder / file)
+        answers = [{"title": title, **_answer(rollout)} for title, rollout in zip(own, group.rollouts, strict=True)]
+        problem = group.problem
+        append_jsonl(
+            folder / INDEX,
+            {
+                "problem_id": problem.id,
+                "question": problem.question,
+                "truth": problem.answer,
+                "threat": heading,
+                "clean": {"image": file},
+                "answers": answers,
+            },
+        )
+
+
+def _answer(rollout: Rollout) -> dict[str, Any]:
+    """Text and reward of a graded response."""
+    assert rollout.reward is not None
+    reward = {name: _plain(getattr(rollout.reward, name)) for name in ("value", "parts", "reasons")}
+    return {"text": rollout.text, "reward": reward}
+
+
 def _write_example(
     folder: Path, problem: Problem, threat: Threat, sides: Sequence[tuple[Group, list[list[Any]] | None]]
 ) -> None:
@@ -109,12 +145,10 @@ def _write_example(
     records, pictures = [], []
     for label, (group, tokens) in zip(("clean", "shown"), sides, strict=True):
         rollout, picture = group.rollouts[0], _side_by_side(_view(group))
-        assert rollout.reward is not None
         file = f"{number:03d}-{label}.png"
         to_pillow(picture).save(folder / file)
         pictures.append(picture)
-        reward = {name: _plain(getattr(rollout.reward, name)) for name in ("value", "parts", "reasons")}
-        records.append({"image": file, "text": rollout.text, "tokens": tokens, "reward": reward})
+        records.append({"image": file, "tokens": tokens, **_answer(rollout)})
     clean, shown = records
     difference = None
     if not torch.equal(*pictures):

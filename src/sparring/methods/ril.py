@@ -24,7 +24,7 @@ One step (algorithm 2):
 | D's pre-training (phase 1) | `RIL.pretrain` |
 
 **Deviations.** The paper samples with top-p, top-k and a repetition penalty; here with full support, so that the ratio
-is that of the policy. It does not say how teachers share G slots (ours: in turns, `teacher_slots`), which KL estimator
+is that of the policy. It does not say how teachers share G slots (ours: in turns, `rollout.slots`), which KL estimator
 or length normaliser it takes (ours: k3 capped at 10, and Dr.GRPO's constant). Old log-probs of teachers' tokens are the
 student's own, as formula (2) has them: the ratio is no importance weight there. ``teachers_in_gradient`` off leaves
 them in the mean only, after the first author's later criticism. Problems set aside for measuring D never train it.
@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +56,8 @@ from sparring.opponents.discriminator import (
 )
 from sparring.policy_loss import PolicyLossConfig, advantages_N
 from sparring.rollout.collect import collect, rollout_metrics
-from sparring.rollout.taught import TaughtRollout, TaughtRollouts
+from sparring.rollout.slots import TeacherSlots
+from sparring.rollout.taught import TaughtRollouts
 from sparring.seeding import derive_seed, generator
 from sparring.types import Group, Metrics, Problem, Reward, Rollout, layout_of
 from sparring.update import Player
@@ -188,20 +188,6 @@ def similarity_reward_N(probability_N: Tensor, similarity: Similarity) -> Tensor
     return ((1 - probability_N) * steps - 0.5).ceil().clamp(min=0) / steps
 
 
-def teacher_slots(names: Sequence[str], num_slots: int, turn: int) -> dict[str, int]:
-    """How many responses each teacher gives a group: dealt one by one, beginning with teacher number ``turn``, so that
-    odd ones go round."""
-    dealt = Counter(names[(turn + slot) % len(names)] for slot in range(num_slots))
-    return {name: dealt[name] for name in names}
-
-
-def drawn_from(taught: Sequence[TaughtRollout], num: int, seed: int) -> tuple[Rollout, ...]:
-    """``num`` of a teacher's responses without replacement, a text as often as the teacher gave it."""
-    responses = [one.rollout for one in taught for _ in range(one.num_drawn)]
-    order = torch.randperm(len(responses), generator=generator(seed))[:num].tolist()
-    return tuple(responses[place] for place in order)
-
-
 class RIL(PolicyLearner[RILConfig]):
     """Two players: the policy, which is the student, and the discriminator."""
 
@@ -209,7 +195,7 @@ class RIL(PolicyLearner[RILConfig]):
         super().__init__(config, player, *args, **kwargs)
         if config.has_discriminator and DISCRIMINATOR not in self.players:
             raise ValueError(f"similarity_weight={config.similarity_weight} needs the player {DISCRIMINATOR!r}")
-        self.taught: TaughtRollouts | None = None
+        self.slots: TeacherSlots | None = None
         if config.num_teacher:
             if config.teachers is None:
                 raise UserError(
@@ -217,22 +203,24 @@ class RIL(PolicyLearner[RILConfig]):
                     "--method.teachers"
                 )
             responses = TeacherResponses(config.teachers, config.teacher_names)
-            self.taught = TaughtRollouts(responses, player.policy.processor, self.sampling.max_new_tokens)
+            taught = TaughtRollouts(responses, player.policy.processor, self.sampling.max_new_tokens)
+            may_skip = config.on_missing == "skip"
+            self.slots = TeacherSlots(taught, config.num_teacher, seed=self.seed, may_skip=may_skip)
         self.is_pretrained = False
         self._held_out: list[Problem] | None = None
 
     def state_dict(self) -> dict[str, object]:
         """Whether the discriminator was pre-trained, and which responses of teachers the run reads."""
-        if self.taught is None:
+        if self.slots is None:
             return super().state_dict()
-        teachers = self.taught.responses.fingerprint
+        teachers = self.slots.taught.responses.fingerprint
         return {**super().state_dict(), "is_pretrained": self.is_pretrained, "teachers": teachers}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         super().load_state_dict(state)
-        if self.taught is None:
+        if self.slots is None:
             return
-        if state["teachers"] != self.taught.responses.fingerprint:
+        if state["teachers"] != self.slots.taught.responses.fingerprint:
             raise UserError(
                 f"{self.config.teachers} holds other responses than this run was begun with: put those back, or start "
                 "a new run"
@@ -245,6 +233,8 @@ class RIL(PolicyLearner[RILConfig]):
         before = self.pretrain(stream) | self.measured(stream, step)
         groups, metrics = collect(stream, self.student_groups, config.batch, seed=derive_seed(self.seed, step))
         metrics |= before
+        if config.on_missing == "skip":
+            metrics["skipped"] = 1 - len(groups) / config.batch.prompts_per_step
         if not groups:
             return metrics
         groups = self.with_teachers(groups, step, "teachers")
@@ -266,53 +256,47 @@ class RIL(PolicyLearner[RILConfig]):
         return self.graded_on_clean(kept, own_seeds, num_samples=self.config.num_student)
 
     def with_teachers(self, groups: Sequence[Group], turn: int, purpose: str) -> list[Group]:
-        """The groups with responses of teachers behind those of the student, drawn by (seed, turn, problem)."""
-        if self.taught is None:
-            return list(groups)
-        joined = []
-        for place, group in enumerate(groups):
-            seed = derive_seed(self.seed, turn, group.problem.id, purpose)
-            slots = teacher_slots(self.taught.responses.teachers, self.config.num_teacher, turn + place)
-            by_teacher = self.by_teacher(group.problem)
-            more = [
-                rollout
-                for name, num in slots.items()
-                for rollout in drawn_from(by_teacher[name], num, derive_seed(seed, name))
-            ]
-            joined.append(replace(group, rollouts=(*group.rollouts, *more)))
-        return joined
+        """The groups with responses of teachers behind those of the student."""
+        return list(groups) if self.slots is None else self.slots.join(groups, turn, purpose)
 
     def paid(self, groups: Sequence[Group]) -> tuple[list[Group], Metrics]:
         """All responses with R = R_sim + R_ans, each with its weight, and what each side gets."""
         config, num = self.config, self.config.num_student
         teachers = [replace(group, rollouts=group.rollouts[num:]) for group in groups]
-        graded = self.grader.grade_groups(teachers) if self.taught is not None else teachers
+        graded = self.grader.grade_groups(teachers) if self.slots is not None else teachers
         groups = [
             replace(group, rollouts=group.rollouts[:num] + answers.rollouts)
             for group, answers in zip(groups, graded, strict=True)
         ]
         if config.has_discriminator:
-            similarity_N = similarity_reward_N(self.judged(groups), config.similarity).tolist()
-            similarities = iter(similarity_N)
+            probability_N = self.judged(groups)
+            similarity_N = similarity_reward_N(probability_N, config.similarity)
+            found = zip(similarity_N.tolist(), probability_N.tolist(), strict=True)
             groups = [
-                replace(group, rollouts=tuple(self._paid(r, next(similarities)) for r in group.rollouts))
-                for group in groups
+                replace(group, rollouts=tuple(self._paid(r, next(found)) for r in group.rollouts)) for group in groups
             ]
         else:
             groups = [replace(g, rollouts=tuple(self._paid(r, None) for r in g.rollouts)) for g in groups]
         metrics = _of_side([replace(group, rollouts=group.rollouts[:num]) for group in groups], "")
-        if self.taught is not None:
+        if self.slots is not None:
             metrics |= _of_side([replace(group, rollouts=group.rollouts[num:]) for group in groups], "/teacher")
         return groups, metrics
 
-    def _paid(self, rollout: Rollout, similarity: float | None) -> Rollout:
-        """A graded response with its similarity reward on top; None if nobody judges it."""
+    def _paid(self, rollout: Rollout, found: tuple[float, float] | None) -> Rollout:
+        """A graded response with its similarity reward on top.
+
+        Args:
+            found: the similarity reward, and D; None if nobody judges it.
+        """
         graded, config = rollout.reward, self.config
         assert graded is not None, "graded before"
-        if similarity is None:
+        if found is None:
             return replace(rollout, reward=replace(graded, value=config.answer_weight * graded.value))
+        similarity, probability = found
         value = config.similarity_weight * similarity + config.answer_weight * graded.value
-        return replace(rollout, reward=Reward(value, {**graded.parts, "similarity": similarity}, graded.reasons))
+        parts = {**graded.parts, "similarity": similarity}
+        reasons = {**graded.reasons, "similarity": f"{100 * probability:.0f} % student"}
+        return replace(rollout, reward=Reward(value, parts, reasons))
 
     def train_policy(self, groups: Sequence[Group], advantage_N: Tensor) -> Metrics:
         """mu updates on equation 2; metrics are means over them."""
@@ -390,6 +374,23 @@ class RIL(PolicyLearner[RILConfig]):
                 )  # fmt: skip
         return {f"held_out/{name}": value for name, value in found.items()}
 
+    def beside_teachers(self, stream: ProblemStream, num: int) -> tuple[list[Group], list[list[str]]]:
+        """Problems set aside, with responses of both sides as they would be paid now, and whose each is: two of the
+        student as it is now, then one of every teacher that has a slot. Nothing without teachers."""
+        if self.slots is None:
+            return [], []
+        problems = self.held_out(stream)[:num]
+        seeds = [derive_seed(self.seed, problem.id, "beside teachers") for problem in problems]
+        answered = self.graded_on_clean(problems, seeds, num_samples=self.config.num_student)
+        groups, _ = self.paid(self.with_teachers(answered, 0, "beside teachers"))
+        shown, names = [], []
+        for turn, group in enumerate(groups):
+            whose = ["student"] * self.config.num_student + [f"teacher {name}" for name in self.slots.whose(turn)]
+            places = sorted({*range(min(2, self.config.num_student)), *(whose.index(name) for name in whose)})
+            shown.append(replace(group, rollouts=tuple(group.rollouts[place] for place in places)))
+            names.append([whose[place] for place in places])
+        return shown, names
+
     def _unpaid_groups(self, problems: Sequence[Problem], number: int, purpose: str) -> list[Group]:
         """Groups of both sides' responses, for the discriminator alone."""
         seeds = [derive_seed(self.seed, number, p.id, place, purpose) for place, p in enumerate(problems)]
@@ -407,61 +408,20 @@ class RIL(PolicyLearner[RILConfig]):
         num = self.config.num_student
         return torch.tensor([place < num for group in groups for place in range(len(group.rollouts))])
 
-    def by_teacher(self, problem: Problem) -> dict[str, list[TaughtRollout]]:
-        """What the student can read of each teacher's responses."""
-        assert self.taught is not None, "only with teachers"
-        found: dict[str, list[TaughtRollout]] = {name: [] for name in self.taught.responses.teachers}
-        for one in self.taught.of(problem):
-            found[one.teacher].append(one)
-        return found
-
-    def num_lacking(self, problem: Problem) -> int:
-        """Usable responses that its teachers lack for the slots they may be dealt."""
-        if self.taught is None:
-            return 0
-        needed = math.ceil(self.config.num_teacher / len(self.taught.responses.teachers))
-        return sum(max(0, needed - sum(one.num_drawn for one in own)) for own in self.by_teacher(problem).values())
-
     def is_usable(self, problem: Problem) -> bool:
         """Whether teachers answered it often enough; UserError if not, unless such problems are to be skipped."""
-        num = self.num_lacking(problem)
-        if num and self.config.on_missing == "refuse":
-            raise self._lacking(num, 1, problem.id)
-        return num == 0
+        return self.slots is None or self.slots.is_usable(problem)
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Read all that teachers said to these problems; UserError if they lack responses or are too few."""
-        if self.taught is None:
+        if self.slots is None:
             return
-        lacking = {problem.id: num for problem in problems if (num := self.num_lacking(problem))}
-        if lacking and self.config.on_missing == "refuse":
-            raise self._lacking(sum(lacking.values()), len(lacking), next(iter(lacking)))
-        num_left = len(problems) - len(lacking)
+        num_left = self.slots.check(problems)
         if num_left <= self.config.num_held_out and self.config.has_discriminator:
             raise UserError(
                 f"teachers answered {num_left} of the problems often enough and method.num_held_out="
                 f"{self.config.num_held_out} are set aside: ask them about more, or set fewer aside"
             )
-        if distributed.is_main():
-            self._report(len(lacking))
-
-    def _report(self, num_skipped: int) -> None:
-        assert self.taught is not None, "only with teachers"
-        if self.taught.num_refused:
-            reasons = ", ".join(f"{num} {reason}" for reason, num in sorted(self.taught.num_refused.items()))
-            logger.warning("texts of teachers that the student cannot read are left out: %s", reasons)
-        if num_skipped:
-            logger.warning("%d problems lack responses of teachers and are skipped", num_skipped)
-
-    def _lacking(self, num: int, num_problems: int, first: str) -> UserError:
-        assert self.taught is not None, "only with teachers"
-        refused = sum(self.taught.num_refused.values())
-        left_out = f" ({refused} texts that the student cannot read are left out)" if refused else ""
-        return UserError(
-            f"teachers in {self.config.teachers} lack {num} responses to {num_problems} problems, the first is "
-            f"{first!r}{left_out}: ask for more with sparring data teach, train on fewer problems, or set "
-            "--method.on-missing skip"
-        )
 
     def held_out(self, stream: ProblemStream) -> list[Problem]:
         """The problems set aside, the same in every start of a run."""

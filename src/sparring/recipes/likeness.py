@@ -23,13 +23,13 @@ from sparring.data.stream import ProblemStream
 from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
 from sparring.evaluation.statistics import Estimate, bootstrap_mean
-from sparring.methods.ril import drawn_from, teacher_slots
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.opponents.discriminator import CLEAN, Discriminator, DiscriminatorConfig, discriminator_metrics, teach
 from sparring.provenance import write_text
 from sparring.recipes.run import ModelConfig, check_threads, load_policy, use_threads
 from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.rollout.slots import TeacherSlots
 from sparring.rollout.taught import TaughtRollouts
 from sparring.seeding import derive_seed
 from sparring.types import Group, Metrics, Problem
@@ -115,15 +115,13 @@ def likeness(config: LikenessConfig, on_model: Callable[[Likeness], None] | None
         raise UserError(f"{source.name} has {len(problems)} problems: lower --num-tested below that")
     base = load_policy(config.model)
     responses = TeacherResponses(config.teachers, config.teacher_names)
-    responses.require(problems, -(-config.num_responses // len(responses.teachers)))
     taught = TaughtRollouts(responses, base.processor, config.sampling.max_new_tokens)
+    slots = TeacherSlots(taught, config.num_responses, seed=config.seed, may_skip=False)
+    slots.check(problems)
     found: list[Likeness] = []
     for path in config.models:
         student = load_policy(replace(config.model, path=path))
-        groups = [
-            _beside_teachers(config, group, taught, turn)
-            for turn, group in enumerate(_answered(config, student, problems))
-        ]
+        groups = slots.join(_answered(config, student, problems), 0, "likeness")
         one = _measured(config, base, groups, path)
         found.append(one)
         if on_model is not None:
@@ -142,26 +140,6 @@ def _answered(config: LikenessConfig, student: Policy, problems: Sequence[Proble
     ]
     drawn = sample(student, requests, config.sampling, max_rows=256)
     return [Group(p, {CLEAN: view}, rollouts) for p, view, rollouts in zip(problems, views, drawn, strict=True)]
-
-
-def _beside_teachers(config: LikenessConfig, group: Group, taught: TaughtRollouts, turn: int) -> Group:
-    """The group with as many responses of teachers behind those of the model.
-
-    Raises UserError if the discriminator cannot read as many.
-    """
-    read = taught.of(group.problem)
-    seed = derive_seed(config.seed, group.problem.id, "teachers")
-    more = [
-        rollout
-        for name, num in teacher_slots(taught.responses.teachers, config.num_responses, turn).items()
-        for rollout in drawn_from([one for one in read if one.teacher == name], num, derive_seed(seed, name))
-    ]
-    if len(more) < config.num_responses:
-        raise UserError(
-            f"teachers in {config.teachers} gave {len(more)} responses to {group.problem.id!r} that can be read: lower "
-            "--num-responses, or raise --sampling.max-new-tokens"
-        )
-    return replace(group, rollouts=(*group.rollouts, *more))
 
 
 def _measured(config: LikenessConfig, base: Policy, groups: Sequence[Group], path: str) -> Likeness:

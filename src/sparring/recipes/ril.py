@@ -16,7 +16,7 @@ CONDITIONS = (
 
 _SHARED = {
     **SHARED,
-    "method": {"teachers": "bundled", "pretrain_steps": 25},
+    "method": {"pretrain_steps": 25},
     "optim": {"learning_rate": 1e-4},
     "num_validation": 100,
 }

@@ -20,13 +20,14 @@ from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.sources import Source, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
-from sparring.evaluation.gallery import GALLERY, choose, write_gallery
+from sparring.evaluation.gallery import GALLERY, add_answers, choose, write_gallery
 from sparring.evaluation.suite import Outcome, Suite, accuracy, write_outcomes
 from sparring.evaluation.threats import CLEAN
 from sparring.evaluation.training_test import Evaluation, EvaluationConfig, evaluate, probe, training_suite
 from sparring.learner import PolicyLearner
 from sparring.methods import (
     METHODS,
+    RIL,
     ClipCovConfig,
     GRPOConfig,
     KLCovConfig,
@@ -171,7 +172,11 @@ PRESETS: Mapping[str, tuple[str, RunConfig]] = {
     ),
     "ril": (
         "RIL (2510.19307): a discriminator pays for passing as one of the teachers, whose responses join the groups",
-        RunConfig(method=RILConfig(), data=SceneConfig(num_train=1000), reward=RewardConfig(1.0, 0.0)),
+        RunConfig(
+            method=RILConfig(teachers=Path("bundled")),
+            data=SceneConfig(num_train=1000),
+            reward=RewardConfig(1.0, 0.0),
+        ),
     ),
 }
 """Name -> (one line of description, configuration): what `sparring train NAME` runs."""
@@ -284,6 +289,9 @@ class Run:
             return
         chosen = choose(outcomes, suite.threats, GALLERY_EXAMPLES)
         write_gallery(suite, self.tested_on.problems, chosen, self.folder / GALLERY, on_progress)
+        if isinstance(self.trainer.method, RIL):
+            groups, names = self.trainer.method.beside_teachers(self.trainer.stream, GALLERY_EXAMPLES)
+            add_answers(self.folder / GALLERY, groups, names, "student and teachers")
 
     @property
     def model_folder(self) -> Path | str:

@@ -53,6 +53,9 @@ _SPECS = (
     _Spec(("reference_kl",), "KL to the initial policy, nats per token", Axis(), is_main=True),
     _Spec(("length",), "Length of responses, tokens", Axis(), is_main=True),
     _Spec(("grad_norm",), "Gradient norm before clipping", Axis(), is_main=True),
+    _Spec(("discriminator",), "Discriminator, on responses that are new to it", _SHARE, is_main=True),
+    _Spec(("held_out",), "Discriminator, on problems set aside", _SHARE, is_main=True),
+    _Spec(("similarity",), "Similarity reward", _SHARE, is_main=True),
     _Spec(("verdict/answer",), "Verdicts on answers", _SHARE, is_main=True),
     _Spec(("verdict/format",), "Verdicts on format", _SHARE, is_main=True),
     _Spec(("validation/entropy",), "Entropy on validation, nats per token", Axis()),
@@ -63,9 +66,6 @@ _SPECS = (
     _Spec(("without_signal",), "Groups without signal", _SHARE),
     _Spec(("clip_fraction",), "Tokens clipped", _SHARE),
     _Spec(("loss",), "Loss", Axis()),
-    _Spec(("discriminator",), "Discriminator, on responses that are new to it", _SHARE),
-    _Spec(("held_out",), "Discriminator, on problems set aside", _SHARE),
-    _Spec(("similarity",), "Similarity reward", _SHARE),
     _Spec(("seconds",), "Seconds per step", Axis()),
 )
 _STATES = {"at_chance": "no better than chance", "at_certainty": "certain"}
@@ -82,7 +82,7 @@ def run_panels(metrics: Metrics, best_step: int | None) -> tuple[list[Panel], li
         mark = (float(best_step), "best") if best_step and spec.names[0].startswith("validation/") else None
         chart = line_chart(series, title=f"{spec.title} by step", x=_STEP, y=spec.axis, mark=mark)
         if chart is not None:
-            legend = [(_short(name, spec), colour) for colour, name in enumerate(names)]
+            legend = [(_short(name, spec, names), colour) for colour, name in enumerate(names)]
             panel = Panel(spec.title, chart, legend if len(names) > 1 else (), _note(metrics, names))
             (main if spec.is_main else others).append(panel)
     return main, others
@@ -205,11 +205,15 @@ def _names_of(spec: _Spec, metrics: Metrics) -> list[str]:
     return [n for wanted in spec.names for n in drawn if n == wanted or n.startswith(wanted + "/")]
 
 
-def _short(name: str, spec: _Spec) -> str:
+def _short(name: str, spec: _Spec, beside: Sequence[str] = ()) -> str:
+    """What a legend calls a metric; ``beside`` are all of its panel."""
     if len(spec.names) > 1:
         words = {"accuracy": "greedy", "sampled_accuracy": "sampled", "nll": "training", "validation/nll": "validation"}
         return words.get(name, words.get(name.split("/")[-1], name))
-    return name.removeprefix(spec.names[0] + "/") if name != spec.names[0] else "all"
+    if name != spec.names[0]:
+        return name.removeprefix(spec.names[0] + "/")
+    # What is told of teachers is told of the student under the plain name.
+    return "student" if f"{name}/teacher" in beside else "all"
 
 
 def _curve(metrics: Metrics, name: str) -> list[Point]:

@@ -88,7 +88,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Example:
-    """One problem, clean and under a threat."""
+    """One problem, clean and under a threat, or several responses to its clean picture."""
 
     problem: str
     threat: str
@@ -97,6 +97,8 @@ class Example:
     """``text.changed_words`` from the clean question to the one shown."""
     pictures: Sequence[Picture]
     sides: Sequence[Side]
+    is_threat: bool = True
+    """Whether ``threat`` is one; else it is a heading."""
 
     @property
     def is_changed(self) -> bool:
@@ -105,7 +107,9 @@ class Example:
 
     @property
     def outcome(self) -> str:
-        """What the threat did to the answer, e.g. ``right → wrong``."""
+        """What the threat did to the answer, e.g. ``right → wrong``; empty without one."""
+        if not self.is_threat:
+            return ""
         return " → ".join({True: "right", False: "wrong", None: "not graded"}[side.is_right] for side in self.sides)
 
 
@@ -237,8 +241,16 @@ def _example(record: Mapping[str, Any], album: _Album) -> Example:
         truth=name_of(record.get("truth")),
         question=[(kind, visible(words)) for kind, words in changed_words(question, _question(shown, question))],
         pictures=[picture for picture in pictures if picture is not None],
-        sides=[_side("clean", clean), _side(threat, shown)],
+        sides=_answers(record) or [_side("clean", clean), _side(threat, shown)],
+        is_threat=not _answers(record),
     )
+
+
+def _answers(record: Mapping[str, Any]) -> list[Side]:
+    """Responses to one picture beside each other; none in examples of a threat."""
+    found = record.get("answers")
+    answers = map(_mapping, found) if isinstance(found, list) else ()
+    return [_side(name_of(answer.get("title")), answer) for answer in answers]
 
 
 def _question(shown: Mapping[str, Any], clean: str) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
+from sparring.evaluation.statistics import Estimate
 from sparring.report.grid import Cell, Grid, for_terminal
 from sparring.report.text import name_of, p_value
 
@@ -167,6 +168,17 @@ def failed_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
         for check in checks
         if check["passed"] is False
     ]
+
+
+def likeness_table(rows: Sequence[tuple[str, Estimate, float, Mapping[str, float]]]) -> Table:
+    """Models beside teachers: (model, accuracy of a fresh discriminator, share of its responses that pass as a
+    teacher's, ``discriminator_metrics``). One half is alike."""
+    title = "A fresh discriminator on new problems (%): right, with 95 % interval; responses that pass as a teacher's"
+    table = _table(title, ("model", "right", "passes", "calibration error"))
+    for model, accuracy, passes, metrics in rows:
+        right = f"{100 * accuracy.value:.1f} ({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
+        table.add_row(Text(model), right, _percent(passes), _percent(metrics["calibration_error"]))
+    return table
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
