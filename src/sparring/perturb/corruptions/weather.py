@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.perturb.corruptions import filters
@@ -88,7 +87,9 @@ def plasma(images: Tensor, decay: float, generator: Generators) -> Tensor:
         centre += (rows + rows.roll(-1, -1)) / 4.0
         right += (centre + centre.roll(1, -2) + heights + heights.roll(-1, -1)) / 4.0
         below += (centre + centre.roll(1, -1) + heights + heights.roll(-1, -2)) / 4.0
-        heights = F.pixel_shuffle(torch.cat([heights, right, below, centre], dim=-3), 2)
+        # Four maps (n, n) between one another, (n, 2, n, 2). F.pixel_shuffle would start all threads for each level.
+        blocks = torch.stack([heights, right, below, centre], dim=-1).unflatten(-1, (2, 2)).transpose(-3, -2)
+        heights = blocks.flatten(-2).flatten(-3, -2)
         wibble /= decay
     heights = heights - heights.amin((-2, -1), keepdim=True)
     return heights / heights.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(heights.dtype).tiny)
