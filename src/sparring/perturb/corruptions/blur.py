@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparring.perturb.corruptions import filters
-from sparring.perturb.corruptions.draws import Generators, each, number
+from sparring.perturb.corruptions.draws import Generators, drawn, number
 
 
 def gaussian_blur(images: Tensor, *, sigma: float) -> Tensor:
@@ -40,11 +40,8 @@ def motion_blur(images: Tensor, *, radius: float, sigma: float, generator: Gener
     rounding to whole pixels), except that it stops where the motion leaves a small picture, which darkens it; here the
     border is repeated. Differentiable.
     """
-
-    def move(image: Tensor, stream: torch.Generator) -> Tensor:
-        return filters.motion(image, radius=int(radius), sigma=sigma, angle=number(stream, -45.0, 45.0))
-
-    return each(images, generator, move).clamp(0.0, 1.0)
+    (angle,) = drawn(images, generator, lambda stream: [number(stream, -45.0, 45.0)])
+    return filters.motion(images, radius=int(radius), sigma=sigma, angle=angle).clamp(0.0, 1.0)
 
 
 def zoom_blur(images: Tensor, *, stop: float, step: float) -> Tensor:
@@ -67,34 +64,38 @@ def glass_blur(images: Tensor, *, sigma: float, delta: float, rounds: float, gen
     copies instead (both places end up with the neighbour's value); that is what its data show, so it is done here.
     Not differentiable in between: the middle is cut to 8 bits, as there.
     """
+    height, width = images.shape[-2:]
     reach = int(delta)
+    shape = max(0, height - 2 * reach), max(0, width - 2 * reach), 2
 
-    def displace(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        for _ in range(int(rounds)):
-            image = image.flatten(1)[:, _glass_sources(height, width, reach, stream).to(image.device)].view_as(image)
-        return image
+    def offsets(stream: torch.Generator) -> list[Tensor]:
+        return [torch.randint(-reach, reach, shape, generator=stream, device=stream.device) for _ in range(int(rounds))]
 
     # The slack keeps rounding errors from costing a level.
-    levels = (filters.gaussian(images, sigma) * 255.0 + 1e-3).floor() / 255.0
-    return filters.gaussian(each(levels, generator, displace), sigma).clamp(0.0, 1.0)
+    levels = (filters.gaussian(images, sigma) * 255.0 + 1e-3).floor().flatten(-2) / 255.0
+    for moves in drawn(images, generator, offsets):
+        source = _glass_sources(moves.long(), height, width, reach)
+        levels = levels.gather(-1, source[..., None, :].expand_as(levels))
+    return filters.gaussian(levels.view_as(images), sigma).clamp(0.0, 1.0)
 
 
-def _glass_sources(height: int, width: int, reach: int, stream: torch.Generator) -> Tensor:
-    """int64 (H * W,): the pixel that each pixel's value comes from after one pass of copies, the last pixel first.
+def _glass_sources(moves: Tensor, height: int, width: int, reach: int) -> Tensor:
+    """int64 (..., H * W): the pixel that each pixel's value comes from after one pass of copies, the last pixel first.
 
     A pixel takes its neighbour's value as it is then: a neighbour later in reading order was dealt with before and
     hands on its own source, an earlier one is still itself. So sources end chains, which are followed by doubling.
+
+    Args:
+        moves: int64 (..., rows, columns, 2), to the neighbour of each pixel that has all its neighbours, in the order
+            of the loops of ImageNet-C: x before y and the last pixel first.
     """
-    place = torch.arange(height * width)
-    source_HW = place.view(height, width).clone()
-    rows, columns = max(0, height - 2 * reach), max(0, width - 2 * reach)
-    # x before y and the last pixel first, as the loops of ImageNet-C draw them.
-    offsets = torch.randint(-reach, reach, (rows, columns, 2), generator=stream, device=stream.device).cpu().flip(0, 1)
-    inner = source_HW[reach + 1 : reach + 1 + rows, reach + 1 : reach + 1 + columns]
-    inner += offsets[..., 1] * width + offsets[..., 0]
-    source = source_HW.flatten()
+    rows, columns = moves.shape[-3:-1]
+    place = torch.arange(height * width, device=moves.device)
+    source = place.view(height, width).repeat(*moves.shape[:-3], 1, 1)
+    inner = source[..., reach + 1 : reach + 1 + rows, reach + 1 : reach + 1 + columns]
+    inner += (moves[..., 1] * width + moves[..., 0]).flip(-2, -1)
+    source = source.flatten(-2)
     end = torch.where(source > place, source, place)
-    while not torch.equal(further := end[end], end):
+    while not torch.equal(further := end.gather(-1, end), end):
         end = further
-    return source[end]
+    return source.gather(-1, end)

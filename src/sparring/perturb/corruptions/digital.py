@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparring.perturb.corruptions import filters
-from sparring.perturb.corruptions.draws import Generators, each, uniform
+from sparring.perturb.corruptions.draws import Generators, drawn, uniform
 
 MID_GREY = 128.0 / 255.0
 
@@ -56,19 +56,18 @@ def elastic_transform(images: Tensor, *, amplitude: float, generator: Generators
     severities 1 and 2 do (the field is smoothed over 171 pixels of 224 in the first), moves objects by up to 49 pixels,
     and so is neither graded nor fit for questions about places.
     """
+    height, width = images.shape[-2:]
+    reach = 0.005 * height
 
-    def displace(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        reach = 0.005 * height
-        fields = [uniform(stream, height, width, low=-reach, high=reach).to(image) for _ in ("across", "down")]
-        dx, dy = (
-            amplitude * filters.gaussian(f, (0.01 * height, 0.01 * width), truncate=3.0, border="symmetric")
-            for f in fields
-        )
-        rows, columns = filters.pixel_grid(image)
-        return filters.warp(image, rows + dy, columns + dx, "symmetric")
+    def fields(stream: torch.Generator) -> list[Tensor]:
+        return [uniform(stream, height, width, low=-reach, high=reach) for _ in ("across", "down")]
 
-    return each(images, generator, displace).clamp(0.0, 1.0)
+    dx, dy = (
+        amplitude * filters.gaussian(field, (0.01 * height, 0.01 * width), truncate=3.0, border="symmetric")
+        for field in drawn(images, generator, fields)
+    )
+    rows, columns = filters.pixel_grid(images)
+    return filters.warp(images, rows + dy, columns + dx, "symmetric").clamp(0.0, 1.0)
 
 
 def pixelate(images: Tensor, *, scale: float) -> Tensor:

@@ -17,7 +17,11 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def each(images: Tensor, generator: Generators, operator: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-    """``operator(image_CHW, its generator)`` for each picture of (..., C, H, W), in order; the same batch shape."""
+    """``operator(image_CHW, its generator)`` for each picture of (..., C, H, W), in order; the same batch shape.
+
+    For what Pillow draws or stores, on the CPU, and for numbers whose very draw depends on the picture. All else draws
+    first (:func:`drawn`) and then computes on the whole batch.
+    """
     flat = images.reshape(-1, *images.shape[-3:])
     streams = generators_of(images, generator)
     results = [operator(image, stream) for image, stream in zip(flat, streams, strict=True)]
@@ -27,16 +31,20 @@ def each(images: Tensor, generator: Generators, operator: Callable[[Tensor, torc
     return stacked.reshape(*images.shape[:-3], *stacked.shape[1:])
 
 
-def drawn(images: Tensor, generator: Generators, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-    """What ``draw`` gives for each picture of (..., C, H, W), stacked along its batch axes, on its device and dtype.
+def drawn(
+    images: Tensor, generator: Generators, draw: Callable[[torch.Generator], Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
+    """The tensors that ``draw`` gives for each picture of (..., C, H, W), each stacked along the batch axes, on the
+    pictures' device and in their dtype.
 
     Call it once per operator and draw everything there: two calls would take the first numbers of all pictures before
     the second of any.
     """
-    values = [draw(stream) for stream in generators_of(images, generator)]
-    if not values:
-        return images.new_zeros(images.shape[:-3])
-    return torch.stack(values).reshape(*images.shape[:-3], *values[0].shape).to(images)
+    streams, batch = generators_of(images, generator), images.shape[:-3]
+    # Where there is no picture, a stream that nobody holds tells the shapes.
+    values = [draw(stream) for stream in streams or [torch.Generator()]]
+    stacks = [torch.stack(stack)[: len(streams)] for stack in zip(*values, strict=True)]
+    return tuple(stack.reshape(*batch, *stack.shape[1:]).to(images) for stack in stacks)
 
 
 def generators_of(images: Tensor, generator: Generators) -> Sequence[torch.Generator]:
@@ -59,9 +67,9 @@ def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: flo
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 
 
-def number(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    """One number of [low, high)."""
-    return float(uniform(generator, low=low, high=high))
+def number(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """One number of [low, high), shape (1, 1), so that it spreads over a picture's rows and columns."""
+    return uniform(generator, 1, 1, low=low, high=high)
 
 
 def whole(generator: torch.Generator, low: int, high: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparring.perturb.corruptions import filters
 from sparring.perturb.corruptions.digital import through_jpeg
-from sparring.perturb.corruptions.draws import Generators, each, number, uniform, whole
+from sparring.perturb.corruptions.draws import Generators, drawn, each, number, uniform, whole
 
 _MARKS = ("SAMPLE", "PREVIEW", "DRAFT", "COPY")
 _WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "elit", "sed", "magna", "aliqua", "veniam", "quis", "nostrud")
@@ -51,73 +51,63 @@ def jpeg_chain(images: Tensor, *, rounds: float, quality: float, generator: Gene
 
 def rotation(images: Tensor, *, degrees: float, generator: Generators) -> Tensor:
     """Turned about its middle, left or right, by three quarters of ``degrees`` to all of it; its corners get lost."""
-
-    def turn(image: Tensor, stream: torch.Generator) -> Tensor:
-        angle = math.radians(degrees) * number(stream, 0.75, 1.0) * (1.0 if number(stream) < 0.5 else -1.0)
-        rows, columns = filters.pixel_grid(image)
-        y, x = rows - (image.shape[-2] - 1) / 2.0, columns - (image.shape[-1] - 1) / 2.0
-        sine, cosine = math.sin(angle), math.cos(angle)
-        return filters.warp(image, rows - y + cosine * y + sine * x, columns - x + cosine * x - sine * y, "edge")
-
-    return each(images, generator, turn).clamp(0.0, 1.0)
+    size, coin = drawn(images, generator, lambda stream: [number(stream, 0.75, 1.0), number(stream)])
+    angle = math.radians(degrees) * size * torch.where(coin < 0.5, 1.0, -1.0)
+    rows, columns = filters.pixel_grid(images)
+    y, x = rows - (images.shape[-2] - 1) / 2.0, columns - (images.shape[-1] - 1) / 2.0
+    sine, cosine = angle.sin(), angle.cos()
+    turned = filters.warp(images, rows - y + cosine * y + sine * x, columns - x + cosine * x - sine * y, "edge")
+    return turned.clamp(0.0, 1.0)
 
 
 def perspective(images: Tensor, *, shift: float, generator: Generators) -> Tensor:
     """Seen at a slant: each corner moves by ``shift`` / 2 to ``shift`` (below 0.25) of each side, inward or outward."""
-
-    def slant(image: Tensor, stream: torch.Generator) -> Tensor:
-        draws = uniform(stream, 2, 4, 2).double().cpu()
-        corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-        signs = torch.where(draws[1] < 0.5, -1.0, 1.0)
-        matrix = _homography(corners, corners + shift * (0.5 + 0.5 * draws[0]) * signs)
-        rows, columns = filters.pixel_grid(image.double())
-        height, width = image.shape[-2:]
-        place = torch.stack([(rows + 0.5) / height, (columns + 0.5) / width, torch.ones_like(rows)])
-        y, x, depth = (matrix.to(place) @ place.flatten(1)).view(3, height, width)
-        return filters.warp(image, y / depth * height - 0.5, x / depth * width - 0.5, "edge")
-
-    return each(images, generator, slant).clamp(0.0, 1.0)
+    (draws,) = drawn(images, generator, lambda stream: [uniform(stream, 2, 4, 2)])
+    far, coins = draws.double().unbind(-3)
+    corners = far.new_tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    targets = corners + shift * (0.5 + 0.5 * far) * torch.where(coins < 0.5, -1.0, 1.0)
+    down, right, still = _homography(corners.expand_as(targets), targets).to(images)[..., None, None].unbind(-3)
+    rows, columns = _unit_square(images)
+    # Sums rather than a matrix product, which a GPU may be told to round.
+    y, x, depth = (down * rows + right * columns + still).unbind(-3)
+    height, width = images.shape[-2:]
+    return filters.warp(images, y / depth * height - 0.5, x / depth * width - 0.5, "edge").clamp(0.0, 1.0)
 
 
 def _homography(sources: Tensor, targets: Tensor) -> Tensor:
-    """The projective map, float64 (3, 3) with a last entry of 1, that takes four points (4, 2) to four others."""
-    (y, x), (v, u) = sources.T, targets.T
+    """The projective map, (..., 3, 3) with a last entry of 1, that takes four points (..., 4, 2) to four others."""
+    (y, x), (v, u) = sources.unbind(-1), targets.unbind(-1)
     one, zero = torch.ones_like(y), torch.zeros_like(y)
-    top = torch.stack([y, x, one, zero, zero, zero, -v * y, -v * x], dim=1)
-    bottom = torch.stack([zero, zero, zero, y, x, one, -u * y, -u * x], dim=1)
-    entries = torch.linalg.solve(torch.cat([top, bottom]), torch.cat([v, u]))
-    return torch.cat([entries, torch.ones(1, dtype=torch.float64)]).view(3, 3)
+    top = torch.stack([y, x, one, zero, zero, zero, -v * y, -v * x], dim=-1)
+    bottom = torch.stack([zero, zero, zero, y, x, one, -u * y, -u * x], dim=-1)
+    entries = torch.linalg.solve(torch.cat([top, bottom], dim=-2), torch.cat([v, u], dim=-1)[..., None])[..., 0]
+    return torch.cat([entries, one[..., :1]], dim=-1).unflatten(-1, (3, 3))
 
 
 def uneven_light(images: Tensor, *, strength: float, generator: Generators) -> Tensor:
     """A lamp at one edge: light falls from 1 there to 1 - ``strength`` at the farthest place. Differentiable."""
-
-    def shade(image: Tensor, stream: torch.Generator) -> Tensor:
-        angle = number(stream, 0.0, 2 * math.pi)
-        y, x = _unit_square(image)
-        away = torch.hypot(y - 0.5 - 0.6 * math.sin(angle), x - 0.5 - 0.6 * math.cos(angle))
-        nearest, farthest = away.amin(), away.amax()
-        return image * (1.0 - strength * (away - nearest) / (farthest - nearest).clamp(min=1e-6))
-
-    return each(images, generator, shade)
+    (angle,) = drawn(images, generator, lambda stream: [number(stream, 0.0, 2 * math.pi)])
+    y, x = _unit_square(images)
+    away = torch.hypot(y - 0.5 - 0.6 * angle.sin(), x - 0.5 - 0.6 * angle.cos())
+    nearest, farthest = away.amin((-2, -1), keepdim=True), away.amax((-2, -1), keepdim=True)
+    light = 1.0 - strength * (away - nearest) / (farthest - nearest).clamp(min=1e-6)
+    return images * light.unsqueeze(-3)
 
 
 def shadow(images: Tensor, *, darkness: float, generator: Generators) -> Tensor:
     """A shadow with a soft straight edge through the middle third takes ``darkness`` of the light. Differentiable."""
-
-    def shade(image: Tensor, stream: torch.Generator) -> Tensor:
-        angle, offset = number(stream, 0.0, 2 * math.pi), number(stream, -1.0 / 6.0, 1.0 / 6.0)
-        y, x = _unit_square(image)
-        depth = (y - 0.5) * math.sin(angle) + (x - 0.5) * math.cos(angle) - offset
-        return image * (1.0 - darkness * torch.sigmoid(depth / 0.02))
-
-    return each(images, generator, shade)
+    angle, offset = drawn(
+        images, generator, lambda stream: [number(stream, 0.0, 2 * math.pi), number(stream, -1.0 / 6.0, 1.0 / 6.0)]
+    )
+    y, x = _unit_square(images)
+    depth = (y - 0.5) * angle.sin() + (x - 0.5) * angle.cos() - offset
+    return images * (1.0 - darkness * torch.sigmoid(depth / 0.02)).unsqueeze(-3)
 
 
-def _unit_square(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each pixel's middle, from 0 to 1."""
-    rows, columns = filters.pixel_grid(image)
-    return (rows + 0.5) / image.shape[-2], (columns + 0.5) / image.shape[-1]
+def _unit_square(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each pixel's middle, from 0 to 1; float (H, W)."""
+    rows, columns = filters.pixel_grid(images)
+    return (rows + 0.5) / images.shape[-2], (columns + 0.5) / images.shape[-1]
 
 
 def watermark(images: Tensor, *, opacity: float, generator: Generators) -> Tensor:
@@ -152,18 +142,20 @@ def occlusion(images: Tensor, *, share: float, generator: Generators) -> Tensor:
     It may hide what a question asks for: then no answer is right, and invariance is the wrong aim.
     """
 
-    def cover(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        stretch, down, right = 2.0 ** number(stream, -0.5, 0.5), number(stream), number(stream)
-        rows = min(height, max(1, round(height * math.sqrt(share) * stretch)))
-        columns = min(width, max(1, round(share * height * width / rows)))
-        # Shares of the room there is: of one draw a larger block covers all that a smaller one does.
-        top, left = round(down * (height - rows)), round(right * (width - columns))
-        y, x = filters.pixel_grid(image)
-        is_covered = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
-        return torch.where(is_covered, uniform(stream, 3, 1, 1).to(image), image)
+    def draw(stream: torch.Generator) -> list[Tensor]:
+        return [number(stream, -0.5, 0.5), number(stream), number(stream), uniform(stream, 3, 1, 1)]
 
-    return each(images, generator, cover)
+    *places, colour = drawn(images, generator, draw)
+    # float64, so that a half is rounded to the same side everywhere.
+    stretch, down, right = (place.double() for place in places)
+    height, width = images.shape[-2:]
+    rows = (height * math.sqrt(share) * 2.0**stretch).round().clamp(1, height)
+    columns = (share * height * width / rows).round().clamp(1, width)
+    # Shares of the room there is: of one draw a larger block covers all that a smaller one does.
+    top, left = (down * (height - rows)).round(), (right * (width - columns)).round()
+    y, x = filters.pixel_grid(images)
+    is_covered = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
+    return torch.where(is_covered.unsqueeze(-3), colour, images)
 
 
 def text_overlay(images: Tensor, *, lines: float, generator: Generators) -> Tensor:

@@ -20,6 +20,10 @@ Border = Literal["edge", "reflect", "symmetric"]
 
 def pad(images: Tensor, rows: int, columns: int, border: Border) -> Tensor:
     """``rows`` more rows above and below and ``columns`` more columns on each side."""
+    if border == "edge":
+        planes = images.reshape(-1, 1, *images.shape[-2:])
+        padded = F.pad(planes, (columns, columns, rows, rows), mode="replicate")
+        return padded.view(*images.shape[:-2], *padded.shape[-2:])
     index_h = _border_index(images.shape[-2], rows, border).to(images.device)
     index_w = _border_index(images.shape[-1], columns, border).to(images.device)
     return images.index_select(-2, index_h).index_select(-1, index_w)
@@ -68,7 +72,12 @@ def _blur_matrix(length: int, sigma: float, truncate: float, border: Border) -> 
 
 
 def convolve(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
-    """Each channel convolved with one square kernel of odd side, by Fourier transform: for wide kernels."""
+    """Each channel convolved with a square kernel of odd side, by Fourier transform: for wide kernels.
+
+    ``kernel`` is one (side, side) or spreads over the batch axes and the channels, (..., 1, side, side).
+    """
+    if not images.numel():
+        return images.clone()  # MKL refuses to transform nothing
     radius = kernel.shape[-1] // 2
     padded = pad(images, radius, radius, border)
     size = [_fast_length(length) for length in padded.shape[-2:]]
@@ -90,25 +99,22 @@ def _fast_length(length: int) -> int:
         length += 1
 
 
-def motion(images: Tensor, *, radius: int, sigma: float, angle: float) -> Tensor:
+def motion(images: Tensor, *, radius: int, sigma: float, angle: Tensor) -> Tensor:
     """Blur along one direction, to one side: 2 radius + 1 copies, each a pixel further, with Gaussian weights.
 
-    ``sigma`` in pixels; ``angle`` in degrees from the positive x axis. Copies are moved by whole pixels, borders
-    repeated.
+    ``sigma`` in pixels; ``angle`` in degrees from the positive x axis, one for each picture, (..., 1, 1). Copies are
+    moved by whole pixels, borders repeated.
     """
-    length = 2 * radius + 1
-    weights = np.exp(-(np.arange(length) ** 2) / (2.0 * sigma**2))
-    weights /= weights.sum()
-    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
-    moves = [(-math.ceil(i * sine - 0.5), -math.ceil(i * cosine - 0.5)) for i in range(length)]
-    margin = max(max(abs(dy), abs(dx)) for dy, dx in moves)
-    padded = pad(images, margin, margin, "edge")
-    height, width = images.shape[-2:]
-    blurred = torch.zeros_like(images)
-    for weight, (dy, dx) in zip(weights.tolist(), moves, strict=True):
-        top, left = margin - dy, margin - dx
-        blurred.add_(padded[..., top : top + height, left : left + width], alpha=weight)
-    return blurred
+    side, margin = 4 * radius + 1, 2 * radius
+    # float64, so that a half is rounded to the same side everywhere.
+    step = torch.arange(margin + 1, dtype=torch.float64, device=images.device)
+    weights = torch.exp(-(step**2) / (2.0 * sigma**2))
+    turn = torch.deg2rad(angle.double())
+    down, right = (-torch.ceil(step * part - 0.5).long() for part in (turn.sin(), turn.cos()))
+    place = (margin + down) * side + margin + right
+    kernel = torch.zeros(*place.shape[:-1], side * side, dtype=torch.float64, device=images.device)
+    kernel = kernel.scatter_add(-1, place, (weights / weights.sum()).expand_as(place))
+    return convolve(images, kernel.unflatten(-1, (side, side)), "edge")
 
 
 def zoom(images: Tensor, factor: float) -> Tensor:
@@ -124,19 +130,24 @@ def zoom(images: Tensor, factor: float) -> Tensor:
     return large[..., top : top + height, left : left + width].reshape(images.shape)
 
 
-def warp(image_CHW: Tensor, rows_HW: Tensor, columns_HW: Tensor, border: Border) -> Tensor:
-    """The picture whose pixel (y, x) is read at (rows[y, x], columns[y, x]), bilinearly; ``symmetric`` or ``edge``."""
-    height, width = image_CHW.shape[-2:]
-    grid = torch.stack([(2 * columns_HW + 1) / width - 1, (2 * rows_HW + 1) / height - 1], dim=-1)
+def warp(images: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
+    """The pictures whose pixel (y, x) is read at (rows[y, x], columns[y, x]), bilinearly; ``symmetric`` or ``edge``.
+
+    ``rows`` and ``columns``: one (H, W) for all, or (..., H, W).
+    """
+    height, width = images.shape[-2:]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    grid = grid.expand(*images.shape[:-3], height, width, 2).reshape(-1, height, width, 2)
     beyond = {"edge": "border", "symmetric": "reflection"}[border]
-    return F.grid_sample(image_CHW[None], grid[None].to(image_CHW), padding_mode=beyond, align_corners=False)[0]
+    flat = images.reshape(-1, *images.shape[-3:])
+    return F.grid_sample(flat, grid.to(flat), padding_mode=beyond, align_corners=False).view_as(images)
 
 
-def pixel_grid(image: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_grid(images: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column number of every pixel, float (H, W)."""
-    height, width = image.shape[-2:]
-    rows = torch.arange(height, device=image.device, dtype=image.dtype)
-    columns = torch.arange(width, device=image.device, dtype=image.dtype)
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device, dtype=images.dtype)
+    columns = torch.arange(width, device=images.device, dtype=images.dtype)
     return rows[:, None].expand(height, width), columns[None, :].expand(height, width)
 
 

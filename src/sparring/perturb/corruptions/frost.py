@@ -31,7 +31,7 @@ def frost_texture(height: int, width: int, stream: torch.Generator) -> Tensor:
     grain = gaussian(uniform(stream, 1, height, width).cpu(), 0.8)
     ice = ice + 0.15 * _clouds(height, width, stream) + 0.2 * (grain - 0.5)
     ice = (ice - ice.mean()) / ice.std(correction=0).clamp(min=1e-3)
-    level, contrast = number(stream, 0.4, 0.75), number(stream, 0.1, 0.2)
+    level, contrast = float(number(stream, 0.4, 0.75)), float(number(stream, 0.1, 0.2))
     light = (level + contrast * ice).clamp(0.0, 1.0)
     dark, bright = (torch.tensor(colour)[:, None, None] for colour in (_DARK, _LIGHT))
     return dark + (bright - dark) * light

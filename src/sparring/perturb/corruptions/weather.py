@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparring.perturb.corruptions import filters
-from sparring.perturb.corruptions.draws import Generators, each, normal, number, uniform
+from sparring.perturb.corruptions.draws import Generators, drawn, each, normal, number, uniform
 from sparring.perturb.corruptions.frost import frost_texture
 
 
@@ -29,17 +29,15 @@ def snow(
     picture keeps ``weight`` in [0, 1]; the rest is whitened. The middle of the enlarged noise is used, as ImageNet-C
     does; ``imagecorruptions`` takes its upper left corner, up to 4 pixels away.
     """
-
-    def fall(image: Tensor, stream: torch.Generator) -> Tensor:
-        noise = normal(stream, *image.shape[-2:]).to(image)[None]
-        flakes = filters.zoom(location + scale * noise, enlarged)
-        flakes = torch.where(flakes < threshold, 0.0, flakes).clamp(0.0, 1.0)
-        flakes = filters.motion(flakes, radius=int(radius), sigma=sigma, angle=number(stream, -135.0, -45.0))
-        flakes = (flakes * 255.0).round() / 255.0
-        white = torch.maximum(image, filters.luminance(image) * 1.5 + 0.5)
-        return weight * image + (1.0 - weight) * white + flakes + flakes.rot90(2, (-2, -1))
-
-    return each(images, generator, fall).clamp(0.0, 1.0)
+    noise, angle = drawn(
+        images, generator, lambda stream: [normal(stream, 1, *images.shape[-2:]), number(stream, -135.0, -45.0)]
+    )
+    flakes = filters.zoom(location + scale * noise, enlarged)
+    flakes = torch.where(flakes < threshold, 0.0, flakes).clamp(0.0, 1.0)
+    flakes = filters.motion(flakes, radius=int(radius), sigma=sigma, angle=angle)
+    flakes = (flakes * 255.0).round() / 255.0
+    white = torch.maximum(images, filters.luminance(images) * 1.5 + 0.5)
+    return (weight * images + (1.0 - weight) * white + flakes + flakes.rot90(2, (-2, -1))).clamp(0.0, 1.0)
 
 
 def frost(images: Tensor, *, weight: float, frost_weight: float, generator: Generators) -> Tensor:
@@ -64,39 +62,37 @@ def fog(images: Tensor, *, strength: float, decay: float, generator: Generators)
     the next power of two of the longer side, as in ImageNet-C for 224 (256) and in ``imagecorruptions`` for any size,
     so that it is as coarse in any picture.
     """
-
-    def cover(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        cloud = plasma(1 << (max(height, width) - 1).bit_length(), decay, stream)[:height, :width].to(image)
-        peak = image.amax()
-        return (image + strength * cloud) * peak / (peak + strength)
-
-    return each(images, generator, cover).clamp(0.0, 1.0)
+    height, width = images.shape[-2:]
+    cloud = plasma(images, decay, generator)[..., :height, :width]
+    peak = images.amax((-3, -2, -1), keepdim=True)
+    return ((images + strength * cloud) * peak / (peak + strength)).clamp(0.0, 1.0)
 
 
-def plasma(side: int, decay: float, stream: torch.Generator) -> Tensor:
-    """A height map by the diamond-square algorithm: float64 (side, side) from 0 to 1; ``side`` is a power of two.
+def plasma(images: Tensor, decay: float, generator: Generators) -> Tensor:
+    """A height map for each picture by the diamond-square algorithm, (..., 1, side, side) from 0 to 1.
 
-    Its borders wrap around. The spread of a level is the square of what ``decay`` divides, as in ImageNet-C.
+    ``side`` is the next power of two of the pictures' longer one. The borders of a map wrap around. The spread of a
+    level is the square of what ``decay`` divides, as in ImageNet-C.
     """
-    height = torch.zeros(side, side, dtype=torch.float64)
-    wibble, step = 100.0, side
+    num_levels = (max(images.shape[-2:]) - 1).bit_length()
 
-    def middle(total: Tensor) -> Tensor:
-        change = uniform(stream, *total.shape, low=-wibble, high=wibble).to(total)
-        return total / 4.0 + wibble * change
+    def changes(stream: torch.Generator) -> list[Tensor]:
+        sides = [2**level for level in range(num_levels)]
+        return [torch.stack([uniform(stream, n, n, low=-1.0, high=1.0) for _ in range(3)]) for n in sides]
 
-    while step >= 2:
-        half = step // 2
-        corners = height[::step, ::step]
-        rows = corners + corners.roll(-1, 0)
-        height[half::step, half::step] = middle(rows + rows.roll(-1, 1))
-        centres, corners = height[half::step, half::step], height[::step, ::step]
-        height[::step, half::step] = middle(centres + centres.roll(1, 0) + corners + corners.roll(-1, 1))
-        height[half::step, ::step] = middle(centres + centres.roll(1, 1) + corners + corners.roll(-1, 0))
-        step, wibble = half, wibble / decay
-    height -= height.min().clone()
-    return height / height.max().clamp(min=torch.finfo(height.dtype).tiny)
+    heights, wibble = images.new_zeros(*images.shape[:-3], 1, 1, 1), 100.0
+    for level in drawn(images, generator, changes):
+        centre, right, below = (wibble**2 * change for change in level.split(1, dim=-3))
+        rows = heights + heights.roll(-1, -2)
+        centre += (rows + rows.roll(-1, -1)) / 4.0
+        right += (centre + centre.roll(1, -2) + heights + heights.roll(-1, -1)) / 4.0
+        below += (centre + centre.roll(1, -1) + heights + heights.roll(-1, -2)) / 4.0
+        # Four maps (n, n) between one another, (n, 2, n, 2). F.pixel_shuffle would start all threads for each level.
+        blocks = torch.stack([heights, right, below, centre], dim=-1).unflatten(-1, (2, 2)).transpose(-3, -2)
+        heights = blocks.flatten(-2).flatten(-3, -2)
+        wibble /= decay
+    heights = heights - heights.amin((-2, -1), keepdim=True)
+    return heights / heights.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(heights.dtype).tiny)
 
 
 def brightness(images: Tensor, *, amount: float) -> Tensor:
