@@ -20,12 +20,11 @@ from sparring.models.policy import Policy
 from sparring.opponents.discriminator import DiscriminatorConfig
 from sparring.recipes.likeness import LikenessConfig, likeness
 from sparring.recipes.run import ModelConfig
-from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.rollout import SampleRequest, SamplingConfig
 from sparring.rollout.taught import TaughtRollouts
-from sparring.seeding import derive_seed
-from sparring.types import Problem
+from sparring.types import Problem, Rollout
 from sparring.update import OptimConfig
-from teacher_folder import Texts, make_teachers
+from teacher_folder import make_teachers
 
 SAMPLING = SamplingConfig(max_new_tokens=4)
 NUM = 12
@@ -64,29 +63,21 @@ def config_of(model: Path, data: Path, teachers: Path, **settings: Any) -> Liken
     return LikenessConfig(**(given | settings))
 
 
-def own_texts(model: Path) -> Texts:
-    """What the model itself says, drawn as ``likeness`` draws."""
-    policy = Policy.load(model)
-
-    def texts(problem: Problem) -> list[str]:
-        request = SampleRequest(
-            problem, policy.processor.clean_view(problem), 2, derive_seed(0, problem.id, "likeness")
-        )
-        return [rollout.text for rollout in sample(policy, [request], SAMPLING, max_rows=2)[0]]
-
-    return texts
-
-
 def test_other_texts_are_told_apart_and_the_same_are_not(
-    tiny_folders: dict[str, Path], data: Path, tmp_path: Path
+    tiny_folders: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, problems = tiny_folders["qwen3_vl"], problems_in(data)
-    foreign = make_teachers(tmp_path / "foreign", problems, {"a": lambda problem: ["aaaa", "aaab"]})
-    (apart,) = likeness(config_of(model, data, foreign, out=tmp_path / "found.json"))
+    model = tiny_folders["qwen3_vl"]
+    teachers = make_teachers(tmp_path / "teachers", problems_in(data), {"a": lambda problem: ["aa", "ab"]})
+    (apart,) = likeness(config_of(model, data, teachers, out=tmp_path / "found.json"))
     assert apart.accuracy.value == 1.0 and apart.passes == 0.0 and apart.metrics["at_certainty"] == 1.0
-    # A teacher that says word for word what the model says: each text is once of either side, so half is right.
-    same = make_teachers(tmp_path / "same", problems, {"a": own_texts(model)})
-    (alike,) = likeness(config_of(model, data, same))
+    # A model that says word for word what the teacher says: each text is once of either side, so half is right.
+    taught = TaughtRollouts(TeacherResponses(teachers), Policy.load(model).processor, max_tokens=4)
+
+    def parrot(policy: Policy, requests: list[SampleRequest], *_: Any, **__: Any) -> list[tuple[Rollout, ...]]:
+        return [tuple(one.rollout for one in taught.of(request.problem)) for request in requests]
+
+    monkeypatch.setattr("sparring.recipes.likeness.sample", parrot)
+    (alike,) = likeness(config_of(model, data, teachers))
     assert alike.accuracy.value == 0.5
     record = json.loads((tmp_path / "found.json").read_text())
     assert record["teachers"]["names"] == ["a"] and record["models"][0]["accuracy"]["value"] == 1.0

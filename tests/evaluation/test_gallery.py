@@ -17,6 +17,7 @@ from sparring.evaluation.suite import Outcome, Suite
 from sparring.evaluation.threats import parse_threats
 from sparring.models.policy import Policy
 from sparring.report.gallery import read_gallery
+from sparring.report.text import visible
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Group, Problem
 from tiny_models import tiny_problem
@@ -121,7 +122,7 @@ def test_answers_stand_beside_each_other_behind_the_other_examples(policy: Polic
     assert gallery is not None and list(gallery.by_threat) == ["both", "blank"]
     (example,) = gallery.by_threat["both"]
     assert [side.title for side in example.sides] == ["student", "student", "teacher <b>"]
-    assert [side.text for side in example.sides] == [rollout.text for rollout in drawn]
+    assert [side.text for side in example.sides] == [visible(rollout.text) for rollout in drawn]
     assert [side.reward for side in example.sides] == [r.reward.value for r in group.rollouts if r.reward]
     assert example.outcome == "" and [picture.caption for picture in example.pictures] == ["clean"]
     (other,) = gallery.by_threat["blank"]
