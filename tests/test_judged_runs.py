@@ -171,3 +171,29 @@ def test_the_arms_of_a_study_have_one_judge(tmp_path: Path) -> None:
             study(judge, other, out=tmp_path)
         with pytest.raises(ConfigError, match=r"study\.json was graded in another way"):
             run_study(*study(other, out=tmp_path))
+
+
+def test_teachers_responses_are_judged_and_the_verdicts_kept(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def teaching(*more: str) -> list[str]:
+        return [
+            "data", "teach", "--name", "large", "--num-problems", "4", "--num-responses", "2", "--max-new-tokens", "6",
+            "--only-correct", "--out", str(tmp_path), *tiny, *more,
+        ]  # fmt: skip
+
+    assert "needs judge.url" in refused(teaching("--reward.answer-by", "judge"), capsys)
+    with chat_server(otherwise=judge_by(has_even_length)) as server:
+        assert main(teaching(*judged_by(server.url))) == 0
+    about = json.loads((tmp_path / "large" / "teacher.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "large" / "responses.jsonl").read_text().splitlines()]
+    assert len(lines) == 8 and about["settings"]["judge"] == {"model": "judge", "max_tokens": 512}
+    kept = [line["text"] for line in lines if line["text"] is not None]
+    # The rules would call none of an untrained model's responses right.
+    assert kept and all(len(text) % 2 == 0 for text in kept)
+    assert about["summary"]["num_left_out"] == 8 - len(kept)
+    assert about["summary"]["accuracy"] == len(kept) / 8
+    assert list((tmp_path / "large" / "judge").glob("*.json"))
+    # What one judge calls right is not what another does.
+    message = refused(teaching(), capsys)
+    assert "was asked otherwise: judge was" in message

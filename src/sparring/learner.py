@@ -55,6 +55,10 @@ class LearnerConfig:
         """Most optimizer steps of the policy on one batch of rollouts."""
         return self.num_minibatches
 
+    def opponent_updates(self, num_steps: int) -> int:
+        """Most optimizer steps of an opponent in a run of so many batches, for a rate that falls."""
+        return num_steps
+
     def others(self, policy: Policy) -> Others:
         """The networks that the method has beside the policy as it is at the start; before any of them is sharded."""
         return Others(policy.clone_frozen() if self.needs_reference else None)

@@ -191,6 +191,19 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_written_over(tmp_path: Path
     assert [record.text for record in TeacherFolder(tmp_path, "large").responses] == ["a", "b"]
 
 
+def test_a_teacher_that_goes_on_says_once_that_a_line_was_cut_off(tmp_path: Path, caplog: Any) -> None:
+    written(tmp_path, line(0, "a"), line(1, "b"))
+    file = tmp_path / "large" / "responses.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    folder = TeacherFolder.mended(tmp_path, "large")
+    folder.add([line(1, "b")])
+    assert [record.text for record in folder.responses] == ["a", "b"]
+    assert [record.getMessage() for record in caplog.records] == [f"{file}: its last line was cut off and is removed"]
+    assert TeacherFolder.mended(tmp_path, "new").responses == [] and not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match=r"teacher '\.\./up'"):
+        TeacherFolder.mended(tmp_path, "../up")
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [

@@ -395,9 +395,30 @@ def test_examples_show_both_sides_as_they_are_paid(folder: Path, cache: Path) ->
         for probability, rollout in zip(d_N, group.rollouts, strict=True):
             reward = rollout.reward
             assert reward is not None and reward.parts["similarity"] == float(probability < 0.5)
-            assert reward.value == pytest.approx(reward.parts["similarity"] + reward.parts["answer"])
+            own_value = method.grader.grade(group.problem, rollout.text, rollout.finish_reason).value
+            assert reward.value == pytest.approx(own_value + reward.parts["similarity"])
             assert reward.reasons["similarity"] == f"{100 * probability:.0f} % student"
     again, _ = method.beside_teachers(own, 5)
     assert [r.text for g in again for r in g.rollouts] == [r.text for g in groups for r in g.rollouts]
     alone = method_of(folder, small(None, num_student=4, num_teacher=0, similarity_weight=0.0))
     assert alone.beside_teachers(own, 5) == ([], [])
+
+
+def test_the_discriminators_rate_may_fall_to_the_end_of_its_updates(folder: Path, cache: Path) -> None:
+    """Two updates before the first step and mu = 2 each time: 2 x 2 + 2 x 2 optimizer steps."""
+    config = small(cache, num_updates=2, discriminator=DiscriminatorConfig(
+        optim=OptimConfig(learning_rate=0.02, final_learning_rate=0.0)
+    ))  # fmt: skip
+    assert config.opponent_updates(2) == 8
+    policy = Policy.load(folder)
+    others = config.others(policy)
+    (name, (own, optim)) = next(iter(others.opponents.items()))
+    player = Player(name, own, optim, config.opponent_updates(2))
+    method = RIL(
+        config, Player("policy", policy, OptimConfig()), others.reference, ParityGrader(), SAMPLING,
+        seed=0, max_rows=64, opponents=[player],
+    )  # fmt: skip
+    batches = stream()
+    for step in (1, 2):
+        method.step(batches, step)
+    assert player.num_updates == 8 and player.optimizer.param_groups[0]["lr"] == 0.0

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from sparring.errors import UserError
-from sparring.provenance import append_jsonl, read_json, read_jsonl, write_text
+from sparring.provenance import append_jsonl, mend_jsonl, read_json, read_jsonl, write_text
 from sparring.types import FinishReason, Problem
 
 BUNDLED = Path(__file__).with_name("bundled_teachers")
@@ -94,6 +94,12 @@ class FailureRecord:
     """Its share of the wall time."""
 
 
+def check_name(name: str) -> None:
+    """UserError unless a teacher can be called so."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"teacher {name!r}: its name becomes a folder; use letters, digits, '.', '_' and '-'")
+
+
 class TeacherFolder:
     """What one teacher has said so far, and where it goes on being written; by one process at a time.
 
@@ -105,8 +111,7 @@ class TeacherFolder:
     """
 
     def __init__(self, cache: str | Path, name: str) -> None:
-        if not _NAME.fullmatch(name):
-            raise UserError(f"teacher {name!r}: its name becomes a folder; use letters, digits, '.', '_' and '-'")
+        check_name(name)
         self.name = name
         self.folder = Path(cache) / name
         self.about = read_json(self.folder / TEACHER)
@@ -120,6 +125,14 @@ class TeacherFolder:
         if self.responses and not self.about:
             raise UserError(f"{self.folder} holds responses without a {TEACHER}: choose another folder or name")
         _check_responses(self.folder / RESPONSES, self.responses)
+
+    @classmethod
+    def mended(cls, cache: str | Path, name: str) -> TeacherFolder:
+        """The one that is about to be written to: lines that a crash cut off are taken out of its files first."""
+        check_name(name)
+        for file in (RESPONSES, FAILURES):
+            mend_jsonl(Path(cache) / name / file)
+        return cls(cache, name)
 
     def begin(self, settings: Mapping[str, Any], call: Mapping[str, Any]) -> None:
         """Write down who is asked and how; a call that goes on must ask the same one alike.

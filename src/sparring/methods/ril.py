@@ -161,6 +161,10 @@ class RILConfig(LearnerConfig):
         """mu passes over the minibatches of a batch."""
         return self.num_minibatches * self.num_updates
 
+    def opponent_updates(self, num_steps: int) -> int:
+        """The discriminator's: its pre-training, then mu a batch."""
+        return self.pretrain_steps * self.num_updates + num_steps * self.num_updates
+
     def others(self, policy: Policy) -> Others:
         """The reference, and the discriminator, which with adapters is one network with it."""
         if not self.has_discriminator:

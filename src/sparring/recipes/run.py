@@ -372,7 +372,10 @@ def _method(config: RunConfig, policy: Policy, grader: Grader) -> PolicyLearner[
         seed=config.seed,
         max_rows=256,
         num_steps=config.steps,
-        opponents=[Player(name, opponent, optim) for name, (opponent, optim) in others.opponents.items()],
+        opponents=[
+            Player(name, opponent, optim, config.method.opponent_updates(config.steps))
+            for name, (opponent, optim) in others.opponents.items()
+        ],
     )
 
 

@@ -18,16 +18,17 @@ from sparring.configs import to_dict
 from sparring.data.jsonl import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
-from sparring.data.teachers import TeacherFolder
+from sparring.data.teachers import TeacherFolder, check_name
 from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.pipelines.teaching import EndpointTeacher, PolicyTeacher, Teacher, teach
+from sparring.recipes import judging
+from sparring.recipes.judging import JudgeConfig
 from sparring.recipes.run import ModelConfig, check_threads, load_policy, surroundings, use_threads
 from sparring.recipes.study.run_folder import FolderLock
 from sparring.rewards import Grader, RewardConfig
-from sparring.rewards.grader import MathBackend
 from sparring.rollout import SamplingConfig
 
 ANSWERS = "answers"
@@ -60,8 +61,10 @@ class TeachConfig:
     """Tokens, the teacher's own, after which a response is cut, >= 1."""
     only_correct: bool = False
     """Keep only responses with the right answer; the others are counted."""
-    math_backend: MathBackend = "math_verify"
-    """Library for answers that need mathematics."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """How answers are compared, which says what is right."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges answers, where the reward says that they are judged."""
     batch_size: int = 64
     """Responses at a time, >= 1; several times the concurrency of an endpoint keeps it busy."""
     max_failures: int = 20
@@ -84,6 +87,7 @@ class TeachConfig:
                 f"num_responses={self.num_responses}: greedy responses are all the same; ask for 1, or set temperature"
             )
         check_threads(self.threads)
+        judging.check_judge(self.reward, self.judge)
 
     @property
     def is_endpoint(self) -> bool:
@@ -122,10 +126,11 @@ class Teaching:
         """
         config = self.config
         lock = FolderLock(config.out / config.teacher_name)
-        with lock as is_mine, Grader(RewardConfig(math_backend=config.math_backend)) as grader:
+        judge = judging.open_judge(config.reward, config.judge, config.out / config.teacher_name)
+        with lock as is_mine, Grader(config.reward, judge) as grader:
             if not is_mine:
                 raise UserError(f"another process asks this teacher ({lock.path} is locked): wait, or choose a --name")
-            folder = TeacherFolder(config.out, config.teacher_name)
+            folder = TeacherFolder.mended(config.out, config.teacher_name)
             folder.begin(_what_counts(config, self.who), self._call())
             teach(
                 self._teacher(folder),
@@ -171,7 +176,9 @@ def open_teaching(config: TeachConfig) -> Teaching:
     if distributed.world_size() > 1:
         raise UserError("a teacher is asked by one process, without torchrun: serve a large one as an endpoint")
     use_threads(config.threads)
-    TeacherFolder(config.out, config.teacher_name)  # which refuses what cannot be one
+    check_name(config.teacher_name)
+    # Which refuses a judge that cannot be asked.
+    judging.open_judge(config.reward, config.judge, None)
     source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
     if config.is_endpoint:
         Endpoint(config.model.path, config.endpoint)  # which refuses what cannot be one
@@ -188,6 +195,7 @@ def _what_counts(config: TeachConfig, who: Mapping[str, Any]) -> dict[str, Any]:
         "instruction": config.model.instruction,
         "sampling": to_dict(config.sampling),
         "only_correct": config.only_correct,
-        "math_backend": config.math_backend,
+        "math_backend": config.reward.math_backend,
         "seed": config.seed,
+        **({"judge": judging.what_counts(config.judge)} if config.reward.answer_by == "judge" else {}),
     }
