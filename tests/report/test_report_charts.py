@@ -90,11 +90,14 @@ def test_few_steps_are_shown_as_they_are_and_many_are_smoothed_and_say_so() -> N
 
 def test_what_teachers_have_beside_them_is_the_students() -> None:
     names = ("reward", "similarity", "discriminator/accuracy", "discriminator/teacher")
-    lines = [{"step": 1} | dict.fromkeys(names, 0.5) | {"reward/teacher": 0.7, "similarity/teacher": 0.9}]
+    of_sides = dict.fromkeys(("reference_kl", "reference_kl/student", "reference_kl/teacher"), 0.1)
+    lines = [{"step": 1} | dict.fromkeys(names, 0.5) | {"reward/teacher": 0.7, "similarity/teacher": 0.9} | of_sides]
     main, others = run_panels(lines, None)
     legends = {panel.title: panel.legend for panel in main}
     assert legends["Reward"] == [("student", 0), ("teacher", 1)]
     assert legends["Similarity reward"] == [("student", 0), ("teacher", 1)]
+    kl = next(legend for title, legend in legends.items() if title.startswith("KL to"))
+    assert kl == [("all", 0), ("student", 1), ("teacher", 2)]
     assert legends["Discriminator, on responses that are new to it"] == [("accuracy", 0), ("teacher", 1)]
     assert others == []
 

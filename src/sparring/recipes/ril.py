@@ -17,7 +17,7 @@ CONDITIONS = (
 _SHARED = {
     **SHARED,
     "method": {"pretrain_steps": 25},
-    "optim": {"learning_rate": 1e-4},
+    "optim": {"learning_rate": 3e-4},
     "num_validation": 100,
 }
 

@@ -212,8 +212,9 @@ def _short(name: str, spec: _Spec, beside: Sequence[str] = ()) -> str:
         return words.get(name, words.get(name.split("/")[-1], name))
     if name != spec.names[0]:
         return name.removeprefix(spec.names[0] + "/")
-    # What is told of teachers is told of the student under the plain name.
-    return "student" if f"{name}/teacher" in beside else "all"
+    # What is told of teachers is told of the student under the plain name, unless that has one of its own.
+    is_students = f"{name}/teacher" in beside and f"{name}/student" not in beside
+    return "student" if is_students else "all"
 
 
 def _curve(metrics: Metrics, name: str) -> list[Point]:

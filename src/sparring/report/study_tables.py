@@ -16,7 +16,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     """The tables of a study, and below them what the checks of its attacks say."""
     lines = [
         f"- {threat}, {name}: {state}; {detail}\n"
-        for threat, found in checks_of_runs(table["checks"]).items()
+        for threat, found in checks_of_runs(table.get("checks", ())).items()
         for state, name, detail in found
     ]
     return "\n".join([*(as_markdown(grid) for grid in _grids(table)), *(["".join(lines)] if lines else [])])
