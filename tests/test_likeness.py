@@ -98,8 +98,9 @@ def test_a_model_has_the_same_figure_beside_others(tiny_folders: dict[str, Path]
 def test_what_cannot_be_compared_is_named(tiny_folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     model, problems = tiny_folders["qwen3_vl"], problems_in(data)
     short = make_teachers(tmp_path / "short", problems, {"a": lambda problem: ["one"]})
-    with pytest.raises(UserError, match="lack 12 responses to 12 problems"):
+    with pytest.raises(UserError, match="lack 12 responses to 12 problems") as lacking:
         likeness(config_of(model, data, short))
+    assert "--method" not in str(lacking.value), "an option of training, not of this command"
     with pytest.raises(UserError, match=r"12 problems: lower --num-tested"):
         likeness(config_of(model, data, short, num_problems=40, num_tested=12))
     with pytest.raises(ValueError, match="num_problems=4 must be > num_tested=4"):

@@ -45,6 +45,16 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     begin_folder(config, tmp_path, origin(config))
     check_resumable(config, tmp_path)
     machine(monkeypatch, capability="AVX2")
-    with pytest.raises(ConfigError, match=r"another precision than this machine's fp32.*--model\.precision"):
+    with pytest.raises(ConfigError, match=r"another precision than fp32.*--model\.precision"):
         check_resumable(config, tmp_path)
     check_resumable(replace(config, model=replace(config.model, precision="bf16")), tmp_path)
+
+
+def test_a_run_of_before_this_was_written_down_keeps_what_it_was_configured_with(
+    tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = RunConfig(model=ModelConfig(str(tiny_folders["qwen3_vl"]), precision="bf16", device="cpu"))
+    begin_folder(config, tmp_path, {name: value for name, value in origin(config).items() if name != "precision"})
+    check_resumable(config, tmp_path)
+    with pytest.raises(ConfigError, match="another precision than fp32"):
+        check_resumable(replace(config, model=replace(config.model, precision="fp32")), tmp_path)

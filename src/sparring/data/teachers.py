@@ -29,7 +29,7 @@ from sparring.provenance import append_jsonl, mend_jsonl, read_json, read_jsonl,
 from sparring.types import FinishReason, Problem
 
 BUNDLED = Path(__file__).with_name("bundled_teachers")
-"""The cache that comes with the package; ``recipes.bundled_teachers`` made it."""
+"""The cache that comes with the package; ``docs/teachers.md`` says how it was made."""
 TEACHER, RESPONSES, FAILURES = "teacher.json", "responses.jsonl", "failures.jsonl"
 FORMAT = 1
 """Of the files; a reader refuses another one."""

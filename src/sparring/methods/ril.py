@@ -209,7 +209,13 @@ class RIL(PolicyLearner[RILConfig]):
             responses = TeacherResponses(config.teachers, config.teacher_names)
             taught = TaughtRollouts(responses, player.policy.processor, self.sampling.max_new_tokens)
             may_skip = config.on_missing == "skip"
-            self.slots = TeacherSlots(taught, config.num_teacher, seed=self.seed, may_skip=may_skip)
+            self.slots = TeacherSlots(
+                taught,
+                config.num_teacher,
+                seed=self.seed,
+                may_skip=may_skip,
+                remedy="set --method.on-missing skip",
+            )
         self.is_pretrained = False
         self._held_out: list[Problem] | None = None
 

@@ -413,16 +413,18 @@ def origin(config: TrainingConfig) -> dict[str, Any]:
     return {**surroundings(config.seed), "model": model, "precision": precision}
 
 
-def changed_since(folder: Path, model: str, precision: Precision, data: str | None = None) -> str | None:
+def changed_since(
+    folder: Path, model: str, precision: Precision, data: str | None = None, *, begun_in: Precision | None = None
+) -> str | None:
     """Which of ``scenes``, ``model``, ``precision`` and ``data`` is not what it was at the first start in ``folder``;
     None if all are.
 
     Args:
         model: the fingerprint of the model as it is now.
         data: that of the data, of runs that keep one.
+        begun_in: the precision of a run of an earlier version, which did not write it down; None if nobody knows.
     """
-    # Earlier versions did not write down the precision, which was that of the configuration.
-    first = {"precision": precision, **next(iter(read_jsonl(folder / PROVENANCE)), {})}
+    first = {"precision": begun_in or precision, **next(iter(read_jsonl(folder / PROVENANCE)), {})}
     now = {"scenes": GENERATION, "model": model, "precision": precision, "data": data}
     return next((name for name in now if first.get(name) != now[name]), None)
 
@@ -454,11 +456,11 @@ def check_resumable(
     if mine != theirs:
         names = ", ".join(name for name in mine if mine[name] != theirs[name])
         raise ConfigError(f"{folder / CONFIG} differs from this run in: {names}; take its settings or another --out")
-    changed = changed_since(folder, model or fingerprint(config.model.path), chosen_precision(config.model), data)
+    precision, begun_in = chosen_precision(config.model), chosen_precision(saved.model)
+    changed = changed_since(folder, model or fingerprint(config.model.path), precision, data, begun_in=begun_in)
     if changed == "precision":
         raise ConfigError(
-            f"{folder} was begun in another precision than this machine's {chosen_precision(config.model)}: choose it "
-            "with --model.precision, or start anew"
+            f"{folder} was begun in another precision than {precision}: choose it with --model.precision, or start anew"
         )
     if changed:
         raise ConfigError(

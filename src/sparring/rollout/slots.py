@@ -41,14 +41,16 @@ class TeacherSlots:
         seed: of the run; a draw derives its own from it.
         may_skip: whether problems to which a teacher gave too few usable responses are left out; else they are an
             error.
+        remedy: what helps against that error beside more responses and fewer problems, for its message.
     """
 
-    def __init__(self, taught: TaughtRollouts, num: int, *, seed: int, may_skip: bool) -> None:
+    def __init__(self, taught: TaughtRollouts, num: int, *, seed: int, may_skip: bool, remedy: str = "") -> None:
         self.taught = taught
         self.num = num
         self.names = taught.responses.teachers
         self._seed = seed
         self._may_skip = may_skip
+        self._remedy = remedy
 
     def whose(self, turn: int) -> list[str]:
         """The teacher of each slot of group number ``turn``."""
@@ -109,7 +111,7 @@ class TeacherSlots:
     def _lacking(self, num: int, num_problems: int, first: str) -> UserError:
         refused = sum(self.taught.num_refused.values())
         left_out = f" ({refused} texts that the student cannot read are left out)" if refused else ""
-        how = "" if self._may_skip else ", or set --method.on-missing skip"
+        how = f", or {self._remedy}" if self._remedy else ""
         return UserError(
             f"teachers in {self.taught.responses.folder} lack {num} responses to {num_problems} problems, the first is "
             f"{first!r}{left_out}: ask for more with sparring data teach, take fewer problems{how}"
