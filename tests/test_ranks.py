@@ -103,8 +103,8 @@ def test_so_do_methods_that_add_a_part(model: Path, tmp_path: Path, case: str) -
     train(model, tmp_path / "one", case, ranks=1, steps=4)
     train(model, tmp_path / "two", case, ranks=2, steps=4)
     # AdamW turns the rounding of a gradient near zero into a share of a step, which is 1e-3: without AVX-512 one weight
-    # of a layer parts by 1.3e-5.
-    assert_alike(tmp_path / "one", tmp_path / "two", tolerance=3e-5)
+    # of an adapter parts by 1.3e-5.
+    assert_alike(tmp_path / "one", tmp_path / "two", tolerance=3e-5 if case == "ril-adapter" else 1e-5)
     assert moved(tmp_path / "one", model) > 2e-3
     assert any(record.get(TELLING[case], 0) > 0 for record in metrics_of(tmp_path / "one"))
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sparring.perturb.corruptions import CORRUPTIONS, blur, digital, field, filters, noise, spatter, weather
-from sparring.perturb.corruptions.frost import frost_texture
+from sparring.perturb.corruptions.frost import frost_textures
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -170,7 +170,7 @@ def test_pixelate_is_pillows(size, scale):
     levels = torch.randint(0, 256, (3, *size), generator=seeded(0), dtype=torch.uint8)
     picture = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
     small = picture.resize((int(size[1] * scale), int(size[0] * scale)), Image.Resampling.BOX)
-    theirs = filters.from_pillow(small.resize(picture.size, Image.Resampling.NEAREST), torch.zeros(()))
+    theirs = filters.from_pillow(small.resize(picture.size, Image.Resampling.NEAREST))
     # Pillow rounds to 8 bits after each direction: half a level each
     assert float((digital.pixelate(levels / 255, scale=scale) - theirs).abs().max()) <= 1.01 / 255
 
@@ -179,7 +179,7 @@ def test_jpeg_is_pillows():
     levels = torch.randint(0, 256, (3, 20, 30), generator=seeded(0), dtype=torch.uint8)
     file = io.BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=18)
-    theirs = filters.from_pillow(Image.open(file), torch.zeros(()))
+    theirs = filters.from_pillow(Image.open(file))
     assert torch.equal(digital.jpeg_compression(levels / 255, quality=18), theirs)
 
 
@@ -251,12 +251,34 @@ def test_snow_on_black_is_light_that_falls_twice():
 
 
 def test_frost_textures_have_the_range_of_the_photographs_and_differ():
-    textures = [frost_texture(120, 160, seeded(i)) for i in range(12)]
+    textures = frost_textures(torch.zeros(12, 3, 120, 160), [seeded(i) for i in range(12)])
     means = torch.stack([255 * t.mean() for t in textures])
     spreads = torch.stack([255 * t.mean(0).std() for t in textures])
     assert float(means.min()) > 100 and float(means.max()) < 220 and float(means.std()) > 5
     assert float(spreads.min()) > 12 and float(spreads.max()) < 50
     assert all(float(t.min()) >= 0 and float(t.max()) <= 1 for t in textures)
+
+
+@pytest.mark.parametrize("lines", [1, 8])
+def test_text_is_what_pillow_writes_on_the_picture(lines, monkeypatch):
+    picture = torch.randint(0, 256, (3, 120, 160), generator=seeded(0), dtype=torch.uint8) / 255
+    written = field.text_overlay(picture, lines=lines, generator=seeded(4))
+    # The same on paper that is the picture itself, whatever colour is asked for.
+    paper, new = filters.to_pillow(picture), Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, *args: paper.copy() if mode == "RGB" else new(mode, *args))
+    theirs = field.text_overlay(torch.zeros_like(picture), lines=lines, generator=seeded(4))
+    # Pillow rounds to 8 bits after every outline and every filling.
+    assert float((written - theirs).abs().max()) <= 0.5 * (2 * lines + 1) / 255
+    assert float((written - picture).abs().amax(0).gt(0.2).float().mean()) > 0.02 * lines**0.5
+
+
+def test_a_mark_is_white_on_what_is_dark_and_black_on_what_is_bright():
+    greys = torch.tensor([0.3, 0.9]).view(2, 1, 1, 1).expand(2, 3, 90, 120)
+    dark, bright = field.watermark(greys, opacity=0.5, generator=[seeded(1), seeded(1)])
+    # half of the way to 1, and half of the way to 0
+    assert torch.equal(dark.amin(), greys.amin()) and 0.6 < float(dark.max()) <= 0.65
+    assert torch.equal(bright.amax(), greys.amax()) and 0.45 <= float(bright.min()) < 0.5
+    assert torch.allclose((dark - 0.3) / 0.7, (0.9 - bright) / 0.9, atol=1e-6)
 
 
 def test_chamfer_distances_beside_every_pair():
@@ -382,7 +404,7 @@ def test_occlusion_covers_its_share_with_one_colour():
 def test_text_is_drawn_and_more_lines_are_more_text():
     picture = torch.full((3, 120, 160), 0.5)
     changed = [
-        float((field.text_overlay(picture, lines=n, generator=seeded(0)) != 128 / 255).any(0).float().mean())
+        float((field.text_overlay(picture, lines=n, generator=seeded(0)) != 0.5).any(0).float().mean())
         for n in (1, 3, 8)
     ]
     assert 0.005 < changed[0] < changed[1] < changed[2] < 0.9

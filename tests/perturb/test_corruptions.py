@@ -181,10 +181,8 @@ class Watch(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-PICTURE_BY_PICTURE = {
-    "shot_noise",  # the draw itself depends on the picture
-    "jpeg_compression", "jpeg_chain", "frost", "watermark", "text_overlay",  # Pillow
-}  # fmt: skip
+PICTURE_BY_PICTURE = {"shot_noise", "jpeg_compression", "jpeg_chain"}
+"""A draw that depends on the picture, and what Pillow stores."""
 
 
 @pytest.mark.parametrize(("name", "severity"), [e for e in MILD_AND_STRONG if e[0] not in PICTURE_BY_PICTURE])
@@ -260,7 +258,7 @@ def test_black_and_white_pictures_are_fine(name, grey):
 
 DIFFERENTIABLE = (
     "gaussian_noise", "speckle_noise", "defocus_blur", "motion_blur", "zoom_blur", "gaussian_blur", "brightness",
-    "contrast", "pixelate", "low_resolution", "uneven_light", "shadow",
+    "contrast", "pixelate", "low_resolution", "uneven_light", "shadow", "frost", "watermark", "text_overlay",
 )  # fmt: skip
 
 

@@ -107,8 +107,8 @@ def _nearest(reduced: int, length: int) -> Tensor:
 def jpeg_compression(images: Tensor, *, quality: float) -> Tensor:
     """Stored as JPEG of ``quality`` (whole, 1 to 95) by Pillow and read again. Not differentiable."""
     flat = images.reshape(-1, *images.shape[-3:])
-    stored = [filters.from_pillow(through_jpeg(filters.to_pillow(image), int(quality)), images) for image in flat]
-    return torch.stack(stored).view_as(images) if stored else images.clone()
+    stored = [filters.from_pillow(through_jpeg(filters.to_pillow(image), int(quality))) for image in flat]
+    return torch.stack(stored).to(images).view_as(images) if stored else images.clone()
 
 
 def through_jpeg(picture: Image.Image, quality: int) -> Image.Image:

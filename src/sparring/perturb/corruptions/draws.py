@@ -17,18 +17,16 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def each(images: Tensor, generator: Generators, operator: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-    """``operator(image_CHW, its generator)`` for each picture of (..., C, H, W), in order; the same batch shape.
+    """``operator(image_CHW, its generator)`` for each picture of (..., C, H, W), in order, on the pictures' device and
+    in their shape and dtype.
 
-    For what Pillow draws or stores, on the CPU, and for numbers whose very draw depends on the picture. All else draws
-    first (:func:`drawn`) and then computes on the whole batch.
+    For what Pillow stores, on the CPU, and for numbers whose very draw depends on the picture. All else draws first
+    (:func:`drawn`) and then computes on the whole batch.
     """
     flat = images.reshape(-1, *images.shape[-3:])
     streams = generators_of(images, generator)
     results = [operator(image, stream) for image, stream in zip(flat, streams, strict=True)]
-    if not results:
-        return images.clone()
-    stacked = torch.stack(results)
-    return stacked.reshape(*images.shape[:-3], *stacked.shape[1:])
+    return torch.stack(results).to(images).view_as(images) if results else images.clone()
 
 
 def drawn(

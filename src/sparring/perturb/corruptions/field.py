@@ -44,7 +44,7 @@ def jpeg_chain(images: Tensor, *, rounds: float, quality: float, generator: Gene
             level = max(1, int(quality) + whole(stream, -5, 6))
             stored = through_jpeg(picture.crop((left, top, *picture.size)), level)
             picture.paste(stored, (left, top))
-        return filters.from_pillow(picture, image)[:, 7:-7, 7:-7]
+        return filters.from_pillow(picture)[:, 7:-7, 7:-7]
 
     return each(images, generator, pass_on)
 
@@ -112,14 +112,15 @@ def _unit_square(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def watermark(images: Tensor, *, opacity: float, generator: Generators) -> Tensor:
     """A word in slanting rows over the whole picture, ``opacity`` in [0, 1]: white, or black where the picture is
-    bright on the whole."""
+    bright on the whole. Differentiable."""
+    height, width = images.shape[-2:]
+    letter = max(8, min(height, width) // 9)
+    font = ImageFont.load_default(letter)
+    side = math.ceil(math.hypot(height, width))
+    corner = (side - width) // 2, (side - height) // 2
 
-    def mark(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        letter = max(8, min(height, width) // 9)
-        font = ImageFont.load_default(letter)
+    def mark(stream: torch.Generator) -> list[Tensor]:
         word = _MARKS[whole(stream, 0, len(_MARKS))]
-        side = math.ceil(math.hypot(height, width))
         layer = Image.new("L", (side, side))
         draw = ImageDraw.Draw(layer)
         across, down = round(font.getlength(word) * 1.4), round(2.2 * letter)
@@ -128,12 +129,11 @@ def watermark(images: Tensor, *, opacity: float, generator: Generators) -> Tenso
             for x in range(left - (1 + row % 2) * across // 2 - across, side, across):
                 draw.text((x, y), word, fill=255, font=font)
         layer = layer.rotate(30.0, Image.Resampling.BILINEAR)
-        corner = (side - width) // 2, (side - height) // 2
-        cover = opacity * filters.from_pillow(layer.crop((*corner, corner[0] + width, corner[1] + height)), image)
-        ink = 0.0 if float(image.mean()) > 0.6 else 1.0
-        return image * (1.0 - cover) + ink * cover
+        return [filters.from_pillow(layer.crop((*corner, corner[0] + width, corner[1] + height)))]
 
-    return each(images, generator, mark)
+    (layer,) = drawn(images, generator, mark)
+    is_bright = images.mean((-3, -2, -1), keepdim=True) > 0.6
+    return torch.lerp(images, torch.where(is_bright, 0.0, 1.0).to(images), opacity * layer)
 
 
 def occlusion(images: Tensor, *, share: float, generator: Generators) -> Tensor:
@@ -160,20 +160,23 @@ def occlusion(images: Tensor, *, share: float, generator: Generators) -> Tensor:
 
 def text_overlay(images: Tensor, *, lines: float, generator: Generators) -> Tensor:
     """``lines`` lines of words without meaning, each a twelfth of the shorter side high, at random places and in random
-    colours; outlined in black or white, whichever stands out."""
+    colours; outlined in black or white, whichever stands out. Differentiable."""
+    height, width = images.shape[-2:]
+    letter = max(8, min(height, width) // 12)
+    font = ImageFont.load_default(letter)
 
-    def write(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        picture = filters.to_pillow(image)
-        draw = ImageDraw.Draw(picture)
-        letter = max(8, min(height, width) // 12)
-        font = ImageFont.load_default(letter)
+    def write(stream: torch.Generator) -> list[Tensor]:
+        on_black, on_white = (Image.new("RGB", (width, height), paper) for paper in ("black", "white"))
         for _ in range(int(lines)):
             text = " ".join(_WORDS[whole(stream, 0, len(_WORDS))] for _ in range(3))
             colour = (whole(stream, 0, 256), whole(stream, 0, 256), whole(stream, 0, 256))
             outline = "white" if sum(colour) < 384 else "black"
             corner = whole(stream, 0, max(1, width // 2)), whole(stream, 0, max(1, height - letter))
-            draw.text(corner, text, fill=colour, font=font, stroke_width=1, stroke_fill=outline)
-        return filters.from_pillow(picture, image)
+            for paper in (on_black, on_white):
+                draw = ImageDraw.Draw(paper)
+                draw.text(corner, text, fill=colour, font=font, stroke_width=1, stroke_fill=outline)
+        return [filters.from_pillow(on_black), filters.from_pillow(on_white)]
 
-    return each(images, generator, write)
+    # What is written on a colour lies as far between both as the colour lies between black and white.
+    on_black, on_white = drawn(images, generator, write)
+    return on_black + images * (on_white - on_black)

@@ -163,8 +163,8 @@ def to_pillow(image_CHW: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def from_pillow(picture: Image.Image, like: Tensor) -> Tensor:
-    """(C, H, W) in [0, 1] of an RGB or one-channel picture, on the device and in the dtype of ``like``."""
+def from_pillow(picture: Image.Image) -> Tensor:
+    """Float32 (C, H, W) in [0, 1] of an RGB or one-channel picture."""
     levels = torch.from_numpy(np.array(picture))
     levels = levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)
-    return levels.to(like) / 255.0
+    return levels.float() / 255.0

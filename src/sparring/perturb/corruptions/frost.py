@@ -13,27 +13,41 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sparring.perturb.corruptions.draws import number, uniform
+from sparring.perturb.corruptions.draws import Generators, drawn, number, uniform
 from sparring.perturb.corruptions.filters import from_pillow, gaussian
 
 _DARK, _LIGHT = (0.16, 0.33, 0.42), (0.96, 0.98, 1.0)
 """Colours of the pane and of ice in full light."""
 _AREA_PER_CRYSTAL = 300
 """Square pixels."""
+_CLOUDS = (3, 6, 12)
+"""Cells a side of the three scales at which the pane is more or less frozen; each counts half of the one before."""
 
 
-def frost_texture(height: int, width: int, stream: torch.Generator) -> Tensor:
-    """Float32 (3, height, width) in [0, 1]."""
-    lines = _crystals(height, width, stream)
+def frost_textures(images: Tensor, generator: Generators) -> Tensor:
+    """A texture for each picture of (..., C, H, W), in [0, 1], (..., 3, H, W).
+
+    Pillow draws the crystals, one picture after the other; all else is computed on the pictures' device.
+    """
+    height, width = images.shape[-2:]
+
+    def draw(stream: torch.Generator) -> list[Tensor]:
+        lines = _crystals(height, width, stream)
+        grain = uniform(stream, 1, height, width)
+        clouds = [uniform(stream, 1, side, side, low=-1.0, high=1.0) for side in _CLOUDS]
+        return [lines, grain, *clouds, number(stream, 0.4, 0.75), number(stream, 0.1, 0.2)]
+
+    lines, grain, *clouds, level, contrast = drawn(images, generator, draw)
     # Crystals stand out of the pane: they glow, and one side of each is lit, the other in shade.
     ice = gaussian(lines, 0.7) + 0.8 * gaussian(lines, 1.8)
     ice = ice + 0.9 * (ice - ice.roll((2, 2), (-2, -1)))
-    grain = gaussian(uniform(stream, 1, height, width).cpu(), 0.8)
-    ice = ice + 0.15 * _clouds(height, width, stream) + 0.2 * (grain - 0.5)
-    ice = (ice - ice.mean()) / ice.std(correction=0).clamp(min=1e-3)
-    level, contrast = float(number(stream, 0.4, 0.75)), float(number(stream, 0.1, 0.2))
-    light = (level + contrast * ice).clamp(0.0, 1.0)
-    dark, bright = (torch.tensor(colour)[:, None, None] for colour in (_DARK, _LIGHT))
+    ice = ice + 0.2 * (gaussian(grain, 0.8) - 0.5)
+    for octave, cells in enumerate(clouds):
+        ice = ice + 0.15 / 2**octave * _spread(cells, height, width)
+    ice = ice - ice.mean((-2, -1), keepdim=True)
+    ice = ice / ice.square().mean((-2, -1), keepdim=True).sqrt().clamp(min=1e-3)
+    light = (level.unsqueeze(-3) + contrast.unsqueeze(-3) * ice).clamp(0.0, 1.0)
+    dark, bright = (images.new_tensor(colour)[:, None, None] for colour in (_DARK, _LIGHT))
     return dark + (bright - dark) * light
 
 
@@ -47,7 +61,7 @@ def _crystals(height: int, width: int, stream: torch.Generator) -> Tensor:
         for direction, long, light in zip((angle, angle + 0.3 + 0.8 * turn), sizes[:2], sizes[2:], strict=True):
             path = _feather(x * width, y * height, direction, length=12.0 + 43.0 * long)
             draw.line(path, fill=90 + int(165 * light), width=1)
-    return from_pillow(picture, torch.zeros(()))
+    return from_pillow(picture)
 
 
 def _feather(x: float, y: float, heading: float, *, length: float) -> list[tuple[float, float]]:
@@ -63,11 +77,8 @@ def _feather(x: float, y: float, heading: float, *, length: float) -> list[tuple
     return path
 
 
-def _clouds(height: int, width: int, stream: torch.Generator) -> Tensor:
-    """(1, H, W) about 0: where the pane is more or less frozen, at three scales."""
-    total = torch.zeros(1, height, width)
-    for octave in range(3):
-        cells = 3 * 2**octave
-        noise = uniform(stream, 1, 1, cells, cells, low=-1.0, high=1.0).cpu()
-        total += F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)[0] / 2**octave
-    return total
+def _spread(cells: Tensor, height: int, width: int) -> Tensor:
+    """(..., 1, n, n) over the whole picture, (..., 1, H, W), bicubic."""
+    planes = cells.reshape(-1, 1, *cells.shape[-2:])
+    spread = F.interpolate(planes, size=(height, width), mode="bicubic", align_corners=True)
+    return spread.view(*cells.shape[:-2], height, width)

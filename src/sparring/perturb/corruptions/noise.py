@@ -28,8 +28,7 @@ def shot_noise(images: Tensor, *, photons: float, generator: Generators) -> Tens
     def count(rates: Tensor, stream: torch.Generator) -> Tensor:
         return torch.poisson(rates.to(stream.device), generator=stream)
 
-    counts = each(images.detach() * photons, generator, count).to(images)
-    return (counts / photons).clamp(0.0, 1.0)
+    return (each(images.detach() * photons, generator, count) / photons).clamp(0.0, 1.0)
 
 
 def impulse_noise(images: Tensor, *, amount: float, generator: Generators) -> Tensor:

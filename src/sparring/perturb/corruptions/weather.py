@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparring.perturb.corruptions import filters
-from sparring.perturb.corruptions.draws import Generators, drawn, each, normal, number, uniform
-from sparring.perturb.corruptions.frost import frost_texture
+from sparring.perturb.corruptions.draws import Generators, drawn, normal, number, uniform
+from sparring.perturb.corruptions.frost import frost_textures
 
 
 def snow(
@@ -45,14 +45,9 @@ def frost(images: Tensor, *, weight: float, frost_weight: float, generator: Gene
 
     ImageNet-C cuts the frost out of five photographs. These are not ours to ship: here it is drawn (:mod:`frost
     <sparring.perturb.corruptions.frost>`), with their range of brightness and contrast, anew for every picture and at
-    its size. So numbers are not comparable with ImageNet-C's to the last percent.
+    its size. So numbers are not comparable with ImageNet-C's to the last percent. Differentiable.
     """
-
-    def freeze(image: Tensor, stream: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        return weight * image + frost_weight * frost_texture(height, width, stream).to(image)
-
-    return each(images, generator, freeze).clamp(0.0, 1.0)
+    return (weight * images + frost_weight * frost_textures(images, generator)).clamp(0.0, 1.0)
 
 
 def fog(images: Tensor, *, strength: float, decay: float, generator: Generators) -> Tensor:
