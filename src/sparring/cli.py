@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ commands:
   sft [MODEL]       imitate given responses, as a warm-up; tested like train
   eval [MODEL]      test a model, or an endpoint, under corruptions, edits and attacks
   compare A B       compare two tests of the same problems
+  match             an attacker that edits pictures and a defender take turns (AOT)
   attack [MODEL]    compare strengths of SaEI's entropy attack
   likeness [MODEL]  how well a fresh discriminator tells models from teachers
   data scenes       show or count generated problems
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "sft": _sft,
         "eval": _eval,
+        "match": _match,
         "compare": _compare,
         "attack": _attack,
         "likeness": _likeness,
@@ -105,11 +107,12 @@ def _train(arguments: list[str]) -> int:
         prog=prog,
         description="Train a policy, then test it before against after. --resume FOLDER goes on with a stopped run.",
     )
+    splits = recipe.open_splits(config)
     if resumed is not None:
-        recipe.check_resumable(config, resumed)
-    folder = resumed or _new_folder(config, name, prog)
+        recipe.check_resumable(config, resumed, data=splits.fingerprint)
+    folder = resumed or _new_folder(config.out, config.model, name, prog)
     config = replace(config, out=folder)
-    prepare = partial(recipe.prepare, config, folder)
+    prepare = partial(recipe.prepare, config, folder, splits)
     return _run_training(config, folder, prepare, prog=prog, is_resumed=resumed is not None)
 
 
@@ -131,7 +134,7 @@ def _sft(arguments: list[str]) -> int:
     splits = recipe.open_splits(config)
     if resumed is not None:
         check_resumable(config, resumed, data=splits.fingerprint)
-    folder = resumed or _new_folder(config, "sft", prog)
+    folder = resumed or _new_folder(config.out, config.model, "sft", prog)
     config = replace(config, out=folder)
     prepare = partial(recipe.prepare, config, folder, splits)
     return _run_training(config, folder, prepare, prog=prog, is_resumed=resumed is not None)
@@ -148,18 +151,18 @@ def _take_resumed(arguments: list[str], prog: str) -> tuple[list[str], Path | No
     return ["--config", str(resumed / CONFIG), *arguments], resumed
 
 
-def _new_folder(config: TrainingConfig, name: str, prog: str) -> Path:
+def _new_folder(out: Path | None, model: ModelConfig, name: str, prog: str) -> Path:
     """The folder of a run that starts: the one that is asked for, or a new one."""
     from sparring import distributed
     from sparring.provenance import new_run_folder
     from sparring.recipes import run as recipe
 
-    if config.out is None:
-        recipe.join_ranks(config.model)
+    if out is None:
+        recipe.join_ranks(model)
         return distributed.from_main(lambda: new_run_folder("runs", name))
-    if (config.out / recipe.CONFIG).exists():
-        fail(prog, f"--out: {config.out} holds a run; go on with --resume {config.out}, or choose another folder")
-    return config.out
+    if (out / recipe.CONFIG).exists():
+        fail(prog, f"--out: {out} holds a run; go on with --resume {out}, or choose another folder")
+    return out
 
 
 def _run_training(
@@ -237,6 +240,44 @@ def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
     for line in failed_checks(found.checks):
         _say(console, f"{label} training, {line}")
     return found.outcomes
+
+
+def _match(arguments: list[str]) -> int:
+    from sparring import distributed
+    from sparring.recipes.match import MatchConfig, run_match
+    from sparring.recipes.run import CONFIG
+    from sparring.report.match_tables import console_tables
+    from sparring.report.progress import TrainingProgress
+
+    prog = "sparring match"
+    arguments, resumed = _take_option(arguments, "--resume", prog)
+    if resumed is not None:
+        require_path(resumed / CONFIG, prog=prog, option="--resume")
+        arguments = ["--config", str(resumed / CONFIG), *arguments]
+    config = parse(
+        MatchConfig(),
+        arguments,
+        prog=prog,
+        description="AOT: an attacker that learns to edit pictures and a defender that learns to see through it take "
+        "turns; then everyone meets everyone. --resume FOLDER goes on with a stopped match.",
+    )
+    folder = resumed or _new_folder(config.out, config.defender, "match", prog)
+    console = _console(config.defender)
+    _say(console, f"match of {config.rounds} rounds, in {folder}")
+
+    @contextmanager
+    def show(num_steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        with TrainingProgress(console, num_steps) as progress:
+            yield progress.update
+
+    with _hint_at(f"{prog} --resume {folder}"):
+        record = run_match(replace(config, out=folder), folder, lambda text: _say(console, text), show)
+    for table in console_tables(record):
+        console.print(table)
+    _say(console, f"match: {folder}")
+    if distributed.is_main():
+        _print_page(folder, console)
+    return 0
 
 
 def _eval(arguments: list[str]) -> int:

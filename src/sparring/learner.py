@@ -28,6 +28,8 @@ class Others:
     """The initial policy, frozen; None without a KL term."""
     opponents: Mapping[str, tuple[Policy, OptimConfig]] = field(default_factory=dict)
     """Those that learn beside it, by name, each with its optimizer's settings."""
+    frozen: Mapping[str, Policy] = field(default_factory=dict)
+    """Those that it is trained against and that stay as they are, by name."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class PolicyLearner(Generic[Config]):
         max_rows: most responses decoded at a time.
         num_steps: steps that the run is to make, for a method that follows a schedule; None if nobody knows.
         opponents: further players, for a method that has some (``Others``).
+        frozen: networks that it is trained against (``Others``).
     """
 
     def __init__(
@@ -100,11 +103,13 @@ class PolicyLearner(Generic[Config]):
         max_rows: int,
         num_steps: int | None = None,
         opponents: Sequence[Player] = (),
+        frozen: Mapping[str, Policy] | None = None,
     ) -> None:
         self.config = config
         self.players = {own.name: own for own in (player, *opponents)}
         self.player = player
         self.reference = reference
+        self.frozen = dict(frozen or {})
         self.grader = grader
         self.sampling = sampling
         self.seed = seed

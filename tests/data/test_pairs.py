@@ -111,7 +111,7 @@ def test_what_is_held_out_is_drawn_by_the_seed_and_nothing_is_lost(tmp_path: Pat
     assert sorted(name for part in parts for name in part) == sorted(ids(pairs))
     assert parts == [ids(part) for part in hold_out(pairs, [3, 2], seed=0)]
     assert parts != [ids(part) for part in hold_out(pairs, [3, 2], seed=1)]
-    with pytest.raises(UserError, match=r"has 10 problems with responses, of which 7 \+ 3 .*--num-validation"):
+    with pytest.raises(UserError, match=r"has 10 problems that can be trained on, of which 7 \+ 3 .*--num-validation"):
         hold_out(pairs, [7, 3], seed=0)
 
 

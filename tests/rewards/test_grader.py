@@ -33,6 +33,20 @@ def test_own_weights():
     assert grader.grade(_PROBLEM, "<think>a</think>\\boxed{6}", "stop").value == 0.5
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>a</think>\\boxed{5}", 1.0),  # 0.8 + 0.2
+        ("\\boxed{5}", 0.8),
+        ("<think>a</think>\\boxed{6}", 0.0),  # well formed, and wrong
+    ],
+)
+def test_the_format_may_need_the_answer(text, value):
+    reward = Grader(RewardConfig(0.8, 0.2, format_needs_answer=True)).grade(_PROBLEM, text, "stop")
+    assert reward.value == pytest.approx(value, abs=1e-12)
+    assert reward.parts["format"] == float("think" in text), "the verdict is told as it is"
+
+
 def test_group_keeps_everything_but_the_rewards():
     def rollout(text: str, finish_reason: str) -> Rollout:
         return Rollout("p1", "clean", torch.tensor([1, 2]), torch.zeros(2), text, finish_reason)

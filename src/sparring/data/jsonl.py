@@ -26,7 +26,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -158,6 +158,21 @@ class JsonlProblems(Sequence[Problem]):
         return _Row(problem, pictures, responses)
 
 
+def row_of(problem: Problem, pictures: Sequence[str]) -> dict[str, Any]:
+    """The row that is read as this problem, with its pictures in files of these names; responses may be added.
+
+    Options of a multiple-choice question are shuffled anew when they are read, by the problem's id.
+    """
+    question, answer = problem.question, problem.answer
+    if problem.choices:
+        question = question.removesuffix("\n" + _listed(problem.choices))
+        answer = problem.choices[_LETTERS.index(answer)]
+    row: dict[str, Any] = {"id": problem.id, "question": question, "images": list(pictures), "answer": answer}
+    row |= {"answer_kind": problem.answer_kind, "family": problem.family}
+    row |= {"choices": list(problem.choices)} if problem.choices else {}
+    return row | ({"boxes": [asdict(box) for box in problem.boxes]} if problem.boxes else {})
+
+
 def _picture_names(record: Mapping[str, Any]) -> list[str]:
     if ("image" in record) == ("images" in record):
         raise _BadRow("give either image or images")
@@ -238,8 +253,11 @@ def _with_options(
     if shuffle_options and not all(len(choice) == 1 and choice.isalpha() for choice in choices):
         order = np.random.default_rng(derive_seed(0, name, "options")).permutation(len(choices))
         choices = tuple(choices[place] for place in order)
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
-    return f"{question}\n{listed}", letters[choices.index(truth)], choices
+    return f"{question}\n{_listed(choices)}", letters[choices.index(truth)], choices
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
 
 
 def _kind(answer: str, choices: Sequence[str]) -> str:

@@ -6,24 +6,21 @@ teachers' responses to either.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from sparring.data import sources
 from sparring.data.jsonl import JsonlProblems, OnBad
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.data.scenes.reasoning import Style, respond
-from sparring.data.sources import Source, open_source
+from sparring.data.sources import Selection, Source, open_source
 from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
-from sparring.seeding import derive_seed, generator
+from sparring.seeding import derive_seed
 from sparring.types import FinishReason, Problem
 
 
@@ -49,19 +46,6 @@ class Pairs:
     targets: Targets
 
 
-class Selection(Sequence[Problem]):
-    """Some problems of a sequence, by index; each is made when it is asked for."""
-
-    def __init__(self, problems: Sequence[Problem], indices: Sequence[int]) -> None:
-        self._problems, self._indices = problems, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
-        return self._problems[self._indices[index]]
-
-
 def scene_pairs(split: Split, num_problems: int, scenes: SceneConfig, style: Style | None, num_responses: int) -> Pairs:
     """Problems of a split of scenes with the generator's own reasoning.
 
@@ -80,7 +64,7 @@ def scene_pairs(split: Split, num_problems: int, scenes: SceneConfig, style: Sty
         seeds = [derive_seed(scenes.seed, "reasoning", problem.id, number) for number in range(num_responses)]
         return [Target(respond(scene, question, np.random.default_rng(seed), style)) for seed in seeds]
 
-    return Pairs(_part(source, problems, "reasoning", style, num_responses), targets)
+    return Pairs(source.part(problems, "reasoning", style, num_responses), targets)
 
 
 def file_pairs(path: str, *, on_bad: OnBad = "stop") -> Pairs:
@@ -106,31 +90,9 @@ def teacher_pairs(problems: JsonlProblems | SceneProblems, source: Source, teach
     def targets(problem: Problem) -> list[Target]:
         return [Target(said.text, said.finish_reason) for by_one in teachers.of(problem).values() for said in by_one]
 
-    return Pairs(_part(source, Selection(problems, sorted(indices)), "teachers", teachers.fingerprint), targets)
+    return Pairs(source.part(Selection(problems, sorted(indices)), "teachers", teachers.fingerprint), targets)
 
 
 def hold_out(pairs: Pairs, sizes: Sequence[int], seed: int) -> list[Pairs]:
-    """Parts of these sizes, drawn by ``seed``, and behind them what is left for training.
-
-    Raises UserError if nothing is left.
-    """
-    problems = pairs.source.problems
-    if len(problems) <= sum(sizes):
-        raise UserError(
-            f"{pairs.source.name} has {len(problems)} problems with responses, of which {' + '.join(map(str, sizes))} "
-            "are to be held out of training for validation and test: lower --num-validation or "
-            "--evaluation.num-problems, or name the problems of the test with --test"
-        )
-    order = torch.randperm(len(problems), generator=generator(derive_seed(seed, "held out"))).tolist()
-    bounds = [*accumulate(sizes, initial=0), len(problems)]
-    parts = [order[low:high] for low, high in pairwise(bounds)]
-    return [
-        Pairs(_part(pairs.source, Selection(problems, part), "part", seed, *sizes, number), pairs.targets)
-        for number, part in enumerate(parts)
-    ]
-
-
-def _part(source: Source, problems: Sequence[Problem], *what: object) -> Source:
-    """A source of other problems, or with other responses, that ``what`` makes of this one."""
-    fingerprint = hashlib.sha256(json.dumps([source.fingerprint, *what]).encode()).hexdigest()
-    return Source(source.name, problems, fingerprint, source.bad)
+    """Parts of these sizes and what is left for training, as ``sources.hold_out`` draws them."""
+    return [Pairs(part, pairs.targets) for part in sources.hold_out(pairs.source, sizes, seed)]

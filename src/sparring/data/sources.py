@@ -1,4 +1,4 @@
-"""Problems by the name that a user gives them: generated scenes, or a file."""
+"""Problems by the name that a user gives them, generated scenes or a file, and parts of them held out of training."""
 
 from __future__ import annotations
 
@@ -6,15 +6,32 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sparring.configs import nearest, to_dict
 from sparring.data.jsonl import JsonlProblems, OnBad
 from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import SPLITS
 from sparring.errors import UserError
+from sparring.seeding import derive_seed, generator
 from sparring.types import Problem
+
+
+class Selection(Sequence[Problem]):
+    """Some problems of a sequence, by index; each is made when it is asked for."""
+
+    def __init__(self, problems: Sequence[Problem], indices: Sequence[int]) -> None:
+        self._problems, self._indices = problems, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
+        return self._problems[self._indices[index]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +53,11 @@ class Source:
             "fingerprint": self.fingerprint,
             "num_bad": len(self.bad),
         }
+
+    def part(self, problems: Sequence[Problem], *what: object) -> Source:
+        """A source of other problems, or with something added to them, that ``what`` makes of this one."""
+        fingerprint = hashlib.sha256(json.dumps([self.fingerprint, *what]).encode()).hexdigest()
+        return Source(self.name, problems, fingerprint, self.bad)
 
 
 def open_source(name: str, num_problems: int, scenes: SceneConfig, *, on_bad: OnBad = "stop") -> Source:
@@ -69,3 +91,21 @@ def _scenes(split: str, num_problems: int, config: SceneConfig) -> Source:
     # They are drawn from this alone.
     drawn_from = json.dumps([GENERATION, split, num_problems, to_dict(config)], sort_keys=True)
     return Source(f"scenes:{split}", problems, hashlib.sha256(drawn_from.encode()).hexdigest())
+
+
+def hold_out(source: Source, sizes: Sequence[int], seed: int) -> list[Source]:
+    """Parts of these sizes, drawn by ``seed``, and behind them what is left for training.
+
+    Raises UserError if nothing is left.
+    """
+    problems = source.problems
+    if len(problems) <= sum(sizes):
+        raise UserError(
+            f"{source.name} has {len(problems)} problems that can be trained on, of which "
+            f"{' + '.join(map(str, sizes))} are to be held out for validation and test: lower --num-validation or "
+            "--evaluation.num-problems, or name the problems of the test with --test"
+        )
+    order = torch.randperm(len(problems), generator=generator(derive_seed(seed, "held out"))).tolist()
+    bounds = [*accumulate(sizes, initial=0), len(problems)]
+    parts = [order[low:high] for low, high in pairwise(bounds)]
+    return [source.part(Selection(problems, part), "part", seed, *sizes, number) for number, part in enumerate(parts)]

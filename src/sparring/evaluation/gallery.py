@@ -99,7 +99,7 @@ def _write_examples(suite: Suite, problems: Sequence[Problem], threat: Threat, f
     for number, problem in enumerate(problems):
         sides = [(groups[number], of[number]) for groups, of in zip((before, after), tokens, strict=True)]
         if distributed.is_main():
-            _write_example(folder, problem, threat, sides)
+            add_example(folder, threat.name, problem, sides)
 
 
 def add_answers(folder: Path, groups: Sequence[Group], titles: Sequence[Sequence[str]], heading: str) -> None:
@@ -138,9 +138,20 @@ def _answer(rollout: Rollout) -> dict[str, Any]:
     return {"text": rollout.text, "reward": reward}
 
 
-def _write_example(
-    folder: Path, problem: Problem, threat: Threat, sides: Sequence[tuple[Group, list[list[Any]] | None]]
+def add_example(
+    folder: Path,
+    heading: str,
+    problem: Problem,
+    sides: Sequence[tuple[Group, list[list[Any]] | None]],
+    note: str = "",
 ) -> None:
+    """Add an example to a gallery: a problem as it is and as a threat shows it, each with one graded response.
+
+    Args:
+        heading: the name of the threat.
+        sides: before and after, each a group and the tokens of its response with their entropies in nats, or None.
+        note: what else there is to say of it.
+    """
     number = sum(1 for _ in folder.glob("*-clean.png"))
     records, pictures = [], []
     for label, (group, tokens) in zip(("clean", "shown"), sides, strict=True):
@@ -158,7 +169,8 @@ def _write_example(
         "problem_id": problem.id,
         "question": problem.question,
         "truth": problem.answer,
-        "threat": threat.name,
+        "threat": heading,
+        "note": note,
         "clean": clean,
         "shown": shown | {"question": sides[1][0].problem.question},
         "difference": difference,

@@ -1,5 +1,6 @@
 """The methods, one file each, and their registry."""
 
+from sparring.methods.aot import AOT, AOTConfig
 from sparring.methods.grpo import GRPO, GRPOConfig
 from sparring.methods.kl_cov import ClipCovConfig, Covariance, KLCovConfig
 from sparring.methods.noisyrollout import NoisyRollout, NoisyRolloutConfig
@@ -13,7 +14,8 @@ MethodConfig = (
 )
 
 METHODS: dict[
-    type, type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD] | type[ROMA] | type[RIL]
+    type,
+    type[GRPO] | type[SaEI] | type[NoisyRollout] | type[Covariance] | type[RAD] | type[ROMA] | type[RIL] | type[AOT],
 ] = {
     GRPOConfig: GRPO,
     SaEIConfig: SaEI,
@@ -23,15 +25,18 @@ METHODS: dict[
     RADConfig: RAD,
     ROMAConfig: ROMA,
     RILConfig: RIL,
+    AOTConfig: AOT,
 }
-"""From a method's configuration to the method."""
+"""From a method's configuration to the method. AOT's trains an attacker: `recipes.attacking` runs it."""
 
 __all__ = [
+    "AOT",
     "GRPO",
     "METHODS",
     "RAD",
     "RIL",
     "ROMA",
+    "AOTConfig",
     "ClipCovConfig",
     "Covariance",
     "GRPOConfig",

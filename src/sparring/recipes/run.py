@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -16,15 +16,16 @@ from transformers.utils.logging import disable_progress_bar
 from sparring import distributed
 from sparring.checkpoint import CheckpointError, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
-from sparring.data.scenes import GENERATION, SceneConfig, SceneProblems
-from sparring.data.sources import Source, open_source
+from sparring.data.jsonl import JsonlProblems, OnBad
+from sparring.data.scenes import GENERATION, SceneConfig
+from sparring.data.sources import Source, hold_out, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
 from sparring.evaluation.gallery import GALLERY, add_answers, choose, write_gallery
 from sparring.evaluation.suite import Outcome, Suite, accuracy, write_outcomes
 from sparring.evaluation.threats import CLEAN
 from sparring.evaluation.training_test import Evaluation, EvaluationConfig, evaluate, probe, training_suite
-from sparring.learner import PolicyLearner
+from sparring.learner import LearnerConfig, PolicyLearner
 from sparring.methods import (
     METHODS,
     RIL,
@@ -121,7 +122,17 @@ class RunConfig(TrainingConfig):
     method: MethodConfig = field(default_factory=SaEIConfig)
     """The method and its settings."""
     data: SceneConfig = field(default_factory=SceneConfig)
-    """The problems."""
+    """How scenes are drawn: the problems, unless there is a file of them."""
+    file: Path | None = None
+    """Problems to train on instead of scenes: a .jsonl file with pictures beside it."""
+    on_bad: OnBad = "stop"
+    """What to do with a row of a file that cannot be used: stop, or skip."""
+    validation: str | None = None
+    """What chooses the best step: scenes:SPLIT or a .jsonl file. None takes validation scenes, or, of a file that is
+    trained on, num_validation problems which are not."""
+    test: str | None = None
+    """The problems of the test: scenes, scenes:SPLIT or a .jsonl file. None takes test scenes, or, of a file that is
+    trained on, evaluation.num_problems which are not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,6 +180,18 @@ PRESETS: Mapping[str, tuple[str, RunConfig]] = {
     "roma": (
         "ROMA (2605.09262, reconstructed): right answers are to stay as likely on degraded pictures",
         RunConfig(method=ROMAConfig()),
+    ),
+    "aot": (
+        "AOT's defender (2602.22227): GRPO as in its code, on a file of attacks; sparring match trains both sides",
+        RunConfig(
+            method=GRPOConfig(
+                group_size=5,
+                num_minibatches=1,
+                batch=BatchConfig(dynamic_sampling=True),
+                loss=PolicyLossConfig(clip_high=0.28, kl_coefficient=0.0),
+            ),
+            reward=RewardConfig(0.8, 0.2, format_needs_answer=True),
+        ),
     ),
     "ril": (
         "RIL (2510.19307): a discriminator pays for passing as one of the teachers, whose responses join the groups",
@@ -318,25 +341,65 @@ class Run:
         return self.trainer.best_step
 
 
-def prepare(config: RunConfig, folder: Path, *, on_step: OnStep | None = None) -> Run:
-    """Load the model, build the method, and write configuration and provenance into the run folder."""
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What is trained on, what chooses the best step, and what the model is tested on."""
+
+    train: Source
+    validation: Source
+    test: Source
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of what is trained on; None for scenes, which the configuration tells."""
+        return None if self.train.name == "scenes:train" else self.train.fingerprint
+
+
+def open_splits(config: RunConfig) -> Splits:
+    """The problems of a run; UserError for data that cannot be used and for too few of them."""
+    num_test, num_validation = config.evaluation.num_problems, config.num_validation
+    names = {"validation": config.validation, "test": config.test}
+    if config.file is None:
+        train = open_source("scenes:train", config.data.num_train, config.data)
+        names = {part: name or f"scenes:{part}" for part, name in names.items()}
+    else:
+        problems = JsonlProblems(config.file, on_bad=config.on_bad)
+        train = Source(config.file.name, problems, problems.fingerprint, tuple(problems.bad))
+    sizes = {"validation": num_validation, "test": num_test}
+    parts = {
+        part: open_source(name, sizes[part], config.data, on_bad=config.on_bad)
+        for part, name in names.items()
+        if name is not None
+    }
+    missing = [part for part in sizes if part not in parts]
+    if missing:
+        *held_out, train = hold_out(train, [sizes[part] for part in missing], config.seed)
+        parts |= dict(zip(missing, held_out, strict=True))
+    return Splits(train, **parts)
+
+
+def prepare(config: RunConfig, folder: Path, splits: Splits | None = None, *, on_step: OnStep | None = None) -> Run:
+    """Load the model, build the method, and write configuration and provenance into the run folder.
+
+    Args:
+        splits: the data of the run, if they were opened already.
+    """
+    splits = splits or open_splits(config)
     policy, grader = open_policy(config, folder)
-    method = _method(config, policy, grader)
-    stream = ProblemStream(SceneProblems("train", config.data.num_train, config.data), config.seed)
+    method = build_learner(config.method, policy, grader, config.sampling, config.optim, config.steps, config.seed)
+    stream = ProblemStream(splits.train.problems, config.seed)
     method.check(stream.problems)
-    problems = SceneProblems("validation", config.num_validation, config.data)
     trainer = Trainer(
         method,
         stream,
         config.trainer,
         folder,
-        partial(validate, config, policy, grader, problems),
+        partial(validate, config, policy, grader, splits.validation.problems),
         on_step,
         num_steps=config.steps,
     )
-    tested_on = open_source("scenes", config.evaluation.num_problems, config.data)
-    begin_folder(config, folder, origin(config))
-    return Run(config, config.method.name, folder, policy, grader, trainer, tested_on)
+    begin_folder(config, folder, {**origin(config), "data": splits.fingerprint})
+    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test)
 
 
 def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
@@ -347,7 +410,17 @@ def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
     return load_policy(config.model), Grader(config.reward, judge)
 
 
-def begin_folder(config: TrainingConfig, folder: Path, provenance: Mapping[str, Any]) -> None:
+class Started(Protocol):
+    """A configuration of a run of any kind."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def begin_folder(config: Started, folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write configuration and provenance into the run folder."""
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
@@ -355,27 +428,37 @@ def begin_folder(config: TrainingConfig, folder: Path, provenance: Mapping[str, 
         write_config(config, folder / CONFIG)
 
 
-def _method(config: RunConfig, policy: Policy, grader: Grader) -> PolicyLearner[Any]:
-    """The method with its players and, if it needs one, a copy of the policy as the reference; all sharded."""
-    others = config.method.others(policy)
-    beside = [others.reference, *(opponent for opponent, _ in others.opponents.values())]
+def build_learner(
+    method: LearnerConfig,
+    policy: Policy,
+    grader: Grader,
+    sampling: SamplingConfig,
+    optim: OptimConfig,
+    steps: int,
+    seed: int,
+) -> PolicyLearner[Any]:
+    """The method with its players and the networks beside them, such as a copy of the policy as the reference; all
+    sharded."""
+    others = method.others(policy)
+    beside = [others.reference, *(opponent for opponent, _ in others.opponents.values()), *others.frozen.values()]
     # Two policies may be one network.
     networks = {id(own.module): own for own in (policy, *beside) if own is not None}
     for sharded in networks.values():
         sharded.shard()
-    return METHODS[type(config.method)](
-        config.method,  # type: ignore[arg-type]
-        Player("policy", policy, config.optim, config.steps * config.method.updates_per_step),
+    return METHODS[type(method)](
+        method,  # type: ignore[arg-type]
+        Player("policy", policy, optim, steps * method.updates_per_step),
         others.reference,
         grader,
-        config.sampling,
-        seed=config.seed,
+        sampling,
+        seed=seed,
         max_rows=256,
-        num_steps=config.steps,
+        num_steps=steps,
         opponents=[
-            Player(name, opponent, optim, config.method.opponent_updates(config.steps))
-            for name, (opponent, optim) in others.opponents.items()
+            Player(name, opponent, its_optim, method.opponent_updates(steps))
+            for name, (opponent, its_optim) in others.opponents.items()
         ],
+        frozen=others.frozen,
     )
 
 
@@ -407,7 +490,7 @@ def surroundings(seed: int) -> dict[str, Any]:
     }
 
 
-def origin(config: TrainingConfig) -> dict[str, Any]:
+def origin(config: Started) -> dict[str, Any]:
     """What a start of a training run leaves in ``provenance.jsonl``."""
     model, precision = fingerprint(config.model.path), chosen_precision(config.model)
     return {**surroundings(config.seed), "model": model, "precision": precision}

@@ -1,4 +1,4 @@
-"""What lies in a folder: a training run, an evaluation or a study, read from its plain files.
+"""What lies in a folder: a training run, an evaluation, a study or a match, read from its plain files.
 
 A file that is not there is left out, for a run may still be going. A file that is there and cannot be read is an error.
 """
@@ -46,6 +46,10 @@ _TABLE: dict[str, Any] = {
     "before": {"*": {}},
     "cells": {"*": {"*": {}}},
     "checks": [{}],
+}
+_MATCH: dict[str, Any] = {
+    "attackers": {"*": {"reasons": {}, "kinds": {}}},
+    "defenders": {"*": {"attacked": {"*": {"plain": {}, "strict": {}}}, "conditions": {"*": {}}}},
 }
 _CURVES: dict[str, Any] = {"metrics": {"*": {"*": {"step": [], "mean": [], "low": [], "high": []}}}}
 """What must be an object or a list in a file, if it is there; ``*`` stands for any name."""
@@ -96,18 +100,32 @@ class StudyFolder:
     """One of its runs, for what all have in common; None if none has begun."""
 
 
-Folder = RunFolder | EvaluationFolder | StudyFolder
+@dataclass(frozen=True)
+class MatchFolder:
+    """An attacker and a defender that took turns."""
+
+    path: Path
+    config: Mapping[str, Any]
+    starts: Records
+    match: Mapping[str, Any]
+    """Attackers and defenders with their figures; empty until the league was played."""
+    attackers: Sequence[tuple[str, Records]]
+    """Name and logged metrics of each attacker's run, round by round."""
+    gallery: Records
+
+
+Folder = RunFolder | EvaluationFolder | StudyFolder | MatchFolder
 
 
 def read_folder(path: Path) -> Folder:
-    """The run, evaluation or study in ``path``.
+    """The run, evaluation, study or match in ``path``.
 
     Raises:
         UserError: there is none, or a file of it cannot be read.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}: name the folder of a training run, an evaluation or a study")
+        raise UserError(f"{path} {what}: name the folder of a training run, an evaluation, a study or a match")
     if (path / "study.json").exists():
         return read_study(path)
     if (path / "card.json").exists() or (path / "outcomes.jsonl").exists():
@@ -121,8 +139,11 @@ def read_folder(path: Path) -> Folder:
         )
     if (path / "metrics.jsonl").exists() or (path / "test-before.jsonl").exists():
         return read_run(path)
+    if (path / "match.json").exists() or (path / "round-1").exists():
+        return read_match(path)
     raise UserError(
-        f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl) or study (study.json)"
+        f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl), study (study.json) or "
+        "match (match.json)"
     )
 
 
@@ -152,6 +173,20 @@ def read_study(path: Path) -> StudyFolder:
         _shaped(path / "table.json", _TABLE),
         _shaped(path / "curves.json", _CURVES),
         None if begun is None else read_run(begun),
+    )
+
+
+def read_match(path: Path) -> MatchFolder:
+    """The match in ``path``: its rounds lie in folders named ``round-<number>``."""
+    rounds = sorted(path.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
+    runs = [(f"round {folder.name.removeprefix('round-')}", folder / "attacker" / "metrics.jsonl") for folder in rounds]
+    return MatchFolder(
+        path,
+        config=read_json(path / "config.json"),
+        starts=_jsonl(path / "provenance.jsonl"),
+        match=_shaped(path / "match.json", _MATCH),
+        attackers=[(name, read_jsonl(file)) for name, file in runs if file.exists()],
+        gallery=_jsonl(path / "gallery" / "gallery.jsonl"),
     )
 
 

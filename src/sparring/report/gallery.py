@@ -99,6 +99,8 @@ class Example:
     sides: Sequence[Side]
     is_threat: bool = True
     """Whether ``threat`` is one; else it is a heading."""
+    note: str = ""
+    """What else there is to say of it."""
 
     @property
     def is_changed(self) -> bool:
@@ -243,6 +245,7 @@ def _example(record: Mapping[str, Any], album: _Album) -> Example:
         pictures=[picture for picture in pictures if picture is not None],
         sides=_answers(record) or [_side("clean", clean), _side(threat, shown)],
         is_threat=not _answers(record),
+        note=name_of(record.get("note")),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import GRADIENT_ATTACKS, NOISE_CONTROL, grading_in_words, head_of
 from sparring.evaluation.statistics import Estimate
-from sparring.report import study
-from sparring.report.folders import EvaluationFolder, RunFolder, StudyFolder
+from sparring.report import match, study
+from sparring.report.folders import EvaluationFolder, MatchFolder, RunFolder, StudyFolder
 from sparring.report.robustness import Threats
 from sparring.report.text import name_of, percent, points, settings_apart
 from sparring.report.values import differences, estimate, number
@@ -160,6 +160,61 @@ def _study_command(found: StudyFolder) -> str:
         return ""
     return shlex.join(
         ["sparring", "study", *map(str, (recipe, *found.study.get("options", ()))), "--out", f"{found.path}-again"]
+    )
+
+
+def match_heading(found: MatchFolder) -> Heading:
+    """Of a match."""
+    config = found.config
+    model = _part(config, "defender")
+    facts = [
+        ("rounds", name_of(config.get("rounds"))),
+        ("defender", _model({"model": model}, found.starts)),
+        ("first attacker", name_of(config.get("attacker")) or "taught from random edits that work"),
+        ("problems", name_of(config.get("file")) or "generated scenes"),
+        ("steps per round", f"{name_of(config.get('attacker_steps'))} of the attacker, "
+         f"{name_of(config.get('defender_steps'))} of the defender and of its control"),
+        ("seed", name_of(config.get("seed"))),
+    ]  # fmt: skip
+    missing = [
+        ("no league: the match is not finished", not found.match),
+        ("no gallery of edits", not found.gallery),
+    ]
+    return Heading(
+        kind="Match",
+        title=f"Attackers against {_short_model({'model': model})}",
+        verdict=_match_verdict(found),
+        facts=_known(facts),
+        origin=_origin(found.starts),
+        command=f"sparring match --config {shlex.quote(str(found.path / 'config.json'))} --out "
+        f"{shlex.quote(f'{found.path}-again')}"
+        if config
+        else "",
+        missing=[what for what, is_missing in missing if is_missing],
+    )
+
+
+def _match_verdict(found: MatchFolder) -> str:
+    """The last defender, the first and the last control on the last attacker's edits."""
+    plain = next(iter(match.leagues(found)), None)
+    if plain is None:
+        return "The match is not finished; what it came to is known after the league."
+    rounds = [place for place, name in enumerate(plain.attackers) if name.startswith("attacker-")]
+    rows = dict(plain.rows)
+    defenders = [name for name in rows if name.startswith("defender-")]
+    controls = [name for name in rows if name.startswith("control-")]
+    if not (rounds and defenders and controls):
+        return "The match has no rounds to tell of."
+    right = {
+        who: _percent(cell.value)
+        for who, name in (("last", defenders[-1]), ("first", defenders[0]), ("control", controls[-1]))
+        if (cell := rows[name][rounds[-1]]) is not None
+    }
+    if len(right) < 3:
+        return "The last attacker made no fair edit."
+    return (
+        f"Under the last attacker’s fair edits the last defender is right on {right['last']}, its control, trained on the "
+        f"same problems as they are, on {right['control']}, and the model that both began as on {right['first']}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders of runs, evaluations and studies to pages: one HTML file each, with everything in it and no script.
+"""Folders of runs, evaluations, studies and matches to pages: one HTML file each, with everything in it and no script.
 
 The page asks for nothing outside itself, and its content security policy lets it have nothing: no script, no request,
 no style but its own, which is named by its hash.
@@ -23,12 +23,18 @@ from sparring.errors import UserError
 from sparring.evaluation.comparison import Tested, compare
 from sparring.evaluation.settings import attack_note
 from sparring.provenance import write_text
-from sparring.report import pair, robustness, study
+from sparring.report import match, pair, robustness, study
 from sparring.report.charts import COLOURS
 from sparring.report.curves import best_step, overlaid_panels, run_panels, smoothing
-from sparring.report.folders import EvaluationFolder, Folder, RunFolder, StudyFolder, read_folder
+from sparring.report.folders import EvaluationFolder, Folder, MatchFolder, RunFolder, StudyFolder, read_folder
 from sparring.report.gallery import ENTROPY_BOUNDS, read_gallery
-from sparring.report.heading import comparison_heading, evaluation_heading, run_heading, study_heading
+from sparring.report.heading import (
+    comparison_heading,
+    evaluation_heading,
+    match_heading,
+    run_heading,
+    study_heading,
+)
 from sparring.report.study_tables import checks_of_runs
 from sparring.report.text import p_value, percent, points, visible
 from sparring.report.values import differences, estimate, number
@@ -37,7 +43,7 @@ REPORT = "report.html"
 
 
 def write_report(path: Path, out: Path | None = None) -> Path:
-    """Write the page of the run, evaluation or study in ``path``; returns where, by default its ``report.html``.
+    """Write the page of the run, evaluation, study or match in ``path``; returns where, by default its ``report.html``.
 
     Raises:
         UserError: there is nothing to report on, or a file cannot be read.
@@ -47,6 +53,8 @@ def write_report(path: Path, out: Path | None = None) -> Path:
         name, content = "run.html", _run(found)
     elif isinstance(found, EvaluationFolder):
         name, content = "evaluation.html", _evaluation(found)
+    elif isinstance(found, MatchFolder):
+        name, content = "match.html", _match(found)
     else:
         name, content = "study.html", _study(found)
     return _write(out or path / REPORT, name, content)
@@ -135,6 +143,19 @@ def _study(found: StudyFolder) -> dict[str, Any]:
     }
 
 
+def _match(found: MatchFolder) -> dict[str, Any]:
+    runs = list(found.attackers)
+    return {
+        "heading": match_heading(found),
+        "leagues": match.leagues(found),
+        "attackers": match.attackers(found),
+        "others": match.others(found),
+        "gallery": read_gallery(found.path / "gallery", found.gallery),
+        "panels": overlaid_panels(runs),
+        "smoothing": smoothing([metrics for _, metrics in runs]),
+    }
+
+
 def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     first, second = (pair.tested_of(folder) for folder in folders)
     # A page may show what two runs have so far; it says what is left out.
@@ -147,7 +168,7 @@ def _comparison(folders: tuple[Folder, Folder]) -> dict[str, Any]:
     flips, num_more = pair.flips(first.records, second.records)
     labelled = zip(("A", "B"), folders, strict=True)
     runs = [(label, folder.metrics) for label, folder in labelled if isinstance(folder, RunFolder)]
-    configs = [folder.config for folder in folders if not isinstance(folder, StudyFolder)]
+    configs = [folder.config for folder in folders if isinstance(folder, RunFolder | EvaluationFolder)]
     return {
         "heading": comparison_heading(folders[0].path, folders[1].path, compared),
         "compared": compared,

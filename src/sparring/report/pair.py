@@ -10,7 +10,7 @@ from sparring.errors import UserError
 from sparring.evaluation.card import threat_entry
 from sparring.evaluation.comparison import Tested, read_tested
 from sparring.evaluation.tabulation import aligned, by_threat, finished
-from sparring.report.folders import Folder, Records, RunFolder, StudyFolder
+from sparring.report.folders import Folder, MatchFolder, Records, RunFolder, StudyFolder
 from sparring.report.robustness import Row, family_groups
 from sparring.report.text import LONG, name_of, shortened, visible
 
@@ -34,8 +34,9 @@ def tested_of(folder: Folder) -> Tested:
 
     Raises UserError if it has nothing.
     """
-    if isinstance(folder, StudyFolder):
-        raise UserError(f"{folder.path} is a study: give two training runs or evaluations to compare")
+    if isinstance(folder, StudyFolder | MatchFolder):
+        what = "study" if isinstance(folder, StudyFolder) else "match"
+        raise UserError(f"{folder.path} is a {what}: give two training runs or evaluations to compare")
     if isinstance(folder, RunFolder):
         found, wanted = folder.after, "test-after.jsonl, which the end of a training run writes"
     else:

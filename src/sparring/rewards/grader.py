@@ -2,6 +2,8 @@
 
     reward = answer_weight * [answer is correct] + format_weight * [format is ok]
 
+With ``format_needs_answer`` the second term is paid with the first only, as AOT's defender is (0.8 and 0.2).
+
 Weights 0.9 and 0.1 as in EasyR1's ``examples/reward_function/math.py``, the base of SaEI, NoisyRollout and PAPO.
 Deviations: a format stricter than theirs (:mod:`sparring.rewards.format`); plain numbers, words, options and yes/no are
 compared without a mathematics library (:mod:`sparring.rewards.answer`); the rest goes to Math-Verify, or to EasyR1's
@@ -65,6 +67,8 @@ class RewardConfig:
     """Reward of a correct answer; >= 0. EasyR1's default."""
     format_weight: float = 0.1
     """Reward of a well-formed response; >= 0. EasyR1's default."""
+    format_needs_answer: bool = False
+    """Pay a well-formed response only if its answer is correct, as AOT's code does."""
     answer_by: AnswerBy = "rules"
     """Who says whether an answer is correct: ``rules``, or ``judge``, a language model, as in RIL."""
     math_backend: MathBackend = "math_verify"
@@ -208,7 +212,8 @@ class Grader:
 
     def _paid(self, reasons: Mapping[str, str]) -> Reward:
         parts = {"answer": float(reasons["answer"] == "correct"), "format": float(reasons["format"] == "ok")}
-        value = self.config.answer_weight * parts["answer"] + self.config.format_weight * parts["format"]
+        paid = parts["format"] * (parts["answer"] if self.config.format_needs_answer else 1.0)
+        value = self.config.answer_weight * parts["answer"] + self.config.format_weight * paid
         return Reward(value=value, parts=parts, reasons=reasons)
 
     def _grade_answer(self, problem: Problem, text: str, finish_reason: FinishReason) -> AnswerReason:

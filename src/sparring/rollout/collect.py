@@ -42,12 +42,13 @@ class BatchConfig:
 
 
 def collect(
-    stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig, *, seed: int
+    stream: ProblemStream, make_groups: MakeGroups, config: BatchConfig, *, seed: int, part: str = "answer"
 ) -> tuple[list[Group], Metrics]:
     """Graded groups for one step.
 
     Args:
         seed: of this step. A problem that a step draws twice, as happens with few problems, gets two seeds.
+        part: of the reward, in which siblings must differ for a group to have signal.
 
     Returns:
         ``prompts_per_step`` groups, fewer only if dynamic sampling ran out of draws (none at worst), and metrics over
@@ -66,17 +67,17 @@ def collect(
         seeds = [derive_seed(seed, problem.id, len(drawn) + i, "rollout") for i, problem in enumerate(problems)]
         groups = make_groups(problems, seeds)
         drawn += groups
-        kept += [group for group in groups if not config.dynamic_sampling or has_signal(group, "answer")]
+        kept += [group for group in groups if not config.dynamic_sampling or has_signal(group, part)]
         num_draws += 1
-    return kept[: config.prompts_per_step], {**rollout_metrics(drawn), "draws": float(num_draws)}
+    return kept[: config.prompts_per_step], {**rollout_metrics(drawn, part), "draws": float(num_draws)}
 
 
-def rollout_metrics(groups: Sequence[Group]) -> Metrics:
+def rollout_metrics(groups: Sequence[Group], part: str = "answer") -> Metrics:
     """Means over all rollouts of graded groups: ``reward``, each of its parts, ``length`` in tokens, ...
 
     The part ``answer`` is called ``accuracy``, the others by their own names.
     ``verdict/<part>/<reason>`` are the shares of the graders' reasons, e.g. ``verdict/answer/no_answer``. With several
-    views, reward and accuracy of each are given as ``reward/<view>`` and ``accuracy/<view>``.
+    views, reward and ``part`` of each are given as ``reward/<view>`` and ``accuracy/<view>``.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
@@ -90,7 +91,7 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         **{_METRIC.get(part, part): mean([reward.parts[part] for reward in rewards]) for part in parts},
         "length": mean([float(rollout.token_ids.numel()) for rollout in rollouts]),
         "truncated": mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
-        "without_signal": mean([float(not has_signal(group, "answer")) for group in groups]),
+        "without_signal": mean([float(not has_signal(group, part)) for group in groups]),
     }
     verdicts = Counter(f"verdict/{part}/{why}" for reward in rewards for part, why in reward.reasons.items())
     metrics |= {name: count / len(rewards) for name, count in sorted(verdicts.items())}
@@ -99,5 +100,5 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         for view in views:
             of_view = [r.reward for r in rollouts if r.view == view and r.reward is not None]
             metrics[f"reward/{view}"] = mean([reward.value for reward in of_view])
-            metrics[f"accuracy/{view}"] = mean([reward.parts["answer"] for reward in of_view])
+            metrics[f"{_METRIC.get(part, part)}/{view}"] = mean([reward.parts[part] for reward in of_view])
     return metrics

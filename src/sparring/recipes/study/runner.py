@@ -34,6 +34,7 @@ from sparring.recipes.run import (
     check_resumable,
     chosen_precision,
     load_policy,
+    open_splits,
     origin,
     prepare,
     use_threads,
@@ -185,7 +186,13 @@ def _check_runs(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.arm is not None and (task.folder / CONFIG).exists():
             # Not even the number of steps may differ: all arms do equal work.
-            check_resumable(task.config, task.folder, free=("threads",), model=model())
+            check_resumable(
+                task.config,
+                task.folder,
+                free=("threads",),
+                model=model(),
+                data=open_splits(task.config).fingerprint,
+            )
     for task in tasks:
         if task.arm is None and task.test.exists() and (task.folder / PROVENANCE).exists():
             changed = changed_since(task.folder, model(), chosen_precision(task.config.model))

@@ -1,0 +1,81 @@
+"""What attacks do to a defender: how often it fails under each, and how they went."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+from sparring.models.policy import Policy
+from sparring.opponents.attacker import Attack
+from sparring.rewards import Grader
+from sparring.rollout import SampleRequest, SamplingConfig, sample
+from sparring.seeding import derive_seed
+from sparring.types import Group, Metrics, Rollout
+
+
+def failure_shares(
+    defender: Policy,
+    grader: Grader,
+    attacks: Sequence[Attack],
+    sampling: SamplingConfig,
+    *,
+    num_draws: int,
+    max_rows: int,
+) -> list[float]:
+    """The share of ``num_draws`` answers of the defender to each attack's picture that are wrong; 0 if it is not fair.
+
+    Equal pictures of a problem are answered once. Of several ranks, which must all call this, each does its share.
+    """
+    answered = answers_under(defender, grader, attacks, sampling, num_draws=num_draws, max_rows=max_rows)
+    return [
+        sum(not is_right(rollout) for rollout in rollouts) / num_draws if rollouts else 0.0 for rollouts in answered
+    ]
+
+
+def answers_under(
+    defender: Policy,
+    grader: Grader,
+    attacks: Sequence[Attack],
+    sampling: SamplingConfig,
+    *,
+    num_draws: int,
+    max_rows: int,
+) -> list[tuple[Rollout, ...]]:
+    """Graded answers of the defender to the picture of each fair attack; none to the others."""
+    keys = [_picture_key(attack) if attack.is_fair else None for attack in attacks]
+    different: dict[tuple[str, bytes], Attack] = {}
+    for key, attack in zip(keys, attacks, strict=True):
+        if key is not None:
+            different.setdefault(key, attack)
+    requests = [
+        # A model of another family sees the picture at another size than the attacker.
+        SampleRequest(attack.problem, attack.view(defender.processor), num_draws, derive_seed(attack.seed, "defender"))
+        for attack in different.values()
+    ]
+    drawn = sample(defender, requests, sampling, max_rows=max_rows)
+    groups = [
+        Group(request.problem, {request.view.name: request.view}, rollouts)
+        for request, rollouts in zip(requests, drawn, strict=True)
+    ]
+    found = dict(zip(different, (group.rollouts for group in grader.grade_groups(groups)), strict=True))
+    return [() if key is None else found[key] for key in keys]
+
+
+def is_right(rollout: Rollout) -> bool:
+    """Whether a graded answer is correct."""
+    assert rollout.reward is not None, "graded before"
+    return rollout.reward.parts["answer"] == 1.0
+
+
+def edit_metrics(attacks: Sequence[Attack]) -> Metrics:
+    """Shares of all attacks that hold an edit of each kind, as ``kind/<kind>``."""
+    kinds = Counter(kind for attack in attacks for kind in set(attack.kinds))
+    return {f"kind/{kind}": num / len(attacks) for kind, num in sorted(kinds.items())}
+
+
+def _picture_key(attack: Attack) -> tuple[str, bytes]:
+    """Equal for attacks that show the same pictures with the same question."""
+    assert attack.edited is not None
+    content = b"".join(image.numpy().tobytes() for image in attack.edited.images)
+    return attack.problem.id, hashlib.sha256(content).digest()

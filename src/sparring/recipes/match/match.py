@@ -1,0 +1,283 @@
+"""The rounds of a match. Each phase has a folder of its own, and one that is finished is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparring import distributed
+from sparring.checkpoint import step_folder
+from sparring.configs import ConfigError, read_config, to_dict, write_config
+from sparring.data.jsonl import JsonlProblems
+from sparring.data.scenes import SceneProblems
+from sparring.data.scenes.dataset import Split
+from sparring.data.scenes.oracle import still_holds
+from sparring.data.sources import Selection, Source, hold_out
+from sparring.errors import UserError
+from sparring.evaluation.training_test import EvaluationConfig
+from sparring.models.families import fingerprint
+from sparring.models.policy import Policy
+from sparring.opponents.attacker import Attack, Attacker, EditAttacker, RandomAttacker
+from sparring.opponents.edits import edited_scene, parse
+from sparring.pipelines.curation import CLEAN, HARD, CurationConfig, curate
+from sparring.provenance import append_jsonl
+from sparring.recipes.attacking import AttackerRunConfig, attackable, train_attacker
+from sparring.recipes.match.cold_start import PAIRS, teach, write_pairs
+from sparring.recipes.match.values import FAMILIES, MatchConfig
+from sparring.recipes.run import CONFIG, PROVENANCE, RunConfig, load_policy, prepare, surroundings, use_threads
+from sparring.rewards import Grader
+from sparring.seeding import derive_seed
+from sparring.trainer import CHECKPOINTS, OnStep, TrainerConfig
+from sparring.types import Problem
+
+COLD_START, RANDOM, ATTACKS, HELD_OUT = "cold-start", "random", "attacks", "held-out"
+ATTACKER, DEFENDER, CONTROL = "attacker", "defender", "control"
+MAX_ROWS = 256
+
+Say = Callable[[str], None]
+Show = Callable[[int], AbstractContextManager[OnStep]]
+"""From a run's number of steps to what is called after each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Court:
+    """The problems that a match is played on."""
+
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    scenes: Sequence[SceneProblems] = ()
+    """Where they are from, if they are generated: these know whether an answer still holds."""
+
+
+def open_court(config: MatchConfig) -> Court:
+    """The problems of a match, those with boxes; UserError for too few."""
+    if config.file is None:
+        parts: dict[Split, int] = {"train": config.data.num_train, "test": 4 * config.num_held_out}
+        scenes = [SceneProblems(split, num, config.data) for split, num in parts.items()]
+        train, held_out = (attackable(problems, FAMILIES) for problems in scenes)
+        return Court(train, Selection(held_out, range(min(config.num_held_out, len(held_out)))), scenes)
+    file = JsonlProblems(config.file, on_bad=config.on_bad)
+    problems = attackable(file)
+    if not len(problems):
+        raise UserError(
+            f"{config.file}: no row has boxes of the objects that its question needs, so that nothing tells an attack "
+            "from a broken question"
+        )
+    source = Source(config.file.name, problems, file.fingerprint, tuple(file.bad))
+    held_out_part, train_part = hold_out(source, [config.num_held_out], config.seed)
+    return Court(train_part.problems, held_out_part.problems)
+
+
+class Match:
+    """A match in a folder.
+
+    Args:
+        say: told of each phase as it begins.
+        show: makes what shows the steps of a run.
+    """
+
+    def __init__(self, config: MatchConfig, folder: Path, say: Say, show: Show) -> None:
+        self.config, self.folder, self.say, self.show = config, folder, say, show
+        self.court = open_court(config)
+
+    def play(self) -> None:
+        """All rounds. KeyboardInterrupt if Ctrl-C ended a phase early; the same call goes on there."""
+        config = self.config
+        use_threads(config.threads)
+        self._begin()
+        self.say(f"random edits against the first defender, {len(self.court.held_out)} problems")
+        self._attack_held_out(RandomAttacker(config.attack.edits), self.defender(0), self.folder / RANDOM / HELD_OUT)
+        if config.attacker is None:
+            self._cold_start()
+        for number in range(1, config.rounds + 1):
+            self._round(number)
+
+    def attacker(self, number: int) -> str:
+        """The model folder of the attacker after so many rounds."""
+        if number:
+            return self._model(self._of_round(number) / ATTACKER, self.config.attacker_steps)
+        return self.config.attacker or self._model(self.folder / COLD_START / ATTACKER, self.config.cold_start.steps)
+
+    def defender(self, number: int, kind: str = DEFENDER) -> str:
+        """The model of the defender, or of its clean control, after so many rounds."""
+        if number:
+            return self._model(self._of_round(number) / kind, self.config.defender_steps)
+        return self.config.defender.path
+
+    def held_out_attacks(self) -> dict[str, Path]:
+        """Folders of attacks on problems that nobody trains on, by attacker."""
+        rounds = {f"attacker-{n}": self._of_round(n) / HELD_OUT for n in range(1, self.config.rounds + 1)}
+        return {RANDOM: self.folder / RANDOM / HELD_OUT, **rounds}
+
+    def _of_round(self, number: int) -> Path:
+        return self.folder / f"round-{number}"
+
+    def _model(self, run: Path, steps: int) -> str:
+        return str(step_folder(run / CHECKPOINTS, steps) / "policy") if steps else self.config.defender.path
+
+    def _begin(self) -> None:
+        """Write the configuration, or refuse a folder of another."""
+        path = self.folder / CONFIG
+        if path.exists():
+            saved = read_config(MatchConfig, path)
+            mine, theirs = (to_dict(replace(c, out=None, threads=None)) for c in (self.config, saved))
+            if mine != theirs:
+                names = ", ".join(name for name in mine if mine[name] != theirs[name])
+                raise ConfigError(f"{path} differs from this match in: {names}; take its settings or another --out")
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            model = fingerprint(self.config.defender.path)
+            append_jsonl(self.folder / PROVENANCE, {**surroundings(self.config.seed), "model": model})
+            write_config(self.config, path)
+
+    def _cold_start(self) -> None:
+        """Random edits, those that work as pairs, and a model that learns to write such."""
+        config, folder = self.config, self.folder / COLD_START
+        edits = config.attack.edits
+        problems = self._some(config.cold_start.num_problems, 0)
+        self.say(f"cold start: random edits of {len(problems)} problems")
+        proposals = replace(config.curation, num_attacks=config.cold_start.num_proposals)
+        self._curate(RandomAttacker(edits), self.defender(0), problems, proposals, folder / ATTACKS, "cold start")
+        if not (folder / ATTACKS / PAIRS).exists():
+            num = distributed.from_main(lambda: write_pairs(folder / ATTACKS, problems, edits))
+            self.say(f"cold start: {num} problems have an edit that makes the defender fail")
+        pairs, run, steps = folder / ATTACKS / PAIRS, folder / ATTACKER, config.cold_start.steps
+        self._train("cold start: attacker", steps, run, lambda show: teach(config, pairs, run, on_step=show))
+
+    def _round(self, number: int) -> None:
+        """One turn of both."""
+        config, folder = self.config, self._of_round(number)
+        run = folder / ATTACKER
+        settings = self._attacker_config(number)
+        validation = Selection(self.court.held_out, range(min(settings.num_validation, len(self.court.held_out))))
+        self._train(
+            f"round {number}: attacker",
+            config.attacker_steps,
+            run,
+            lambda show: train_attacker(settings, run, self.court.train, validation, on_step=show),
+        )
+        attacker = EditAttacker(
+            load_policy(replace(config.defender, path=self.attacker(number), instruction="")),
+            config.attack.edits,
+            config.sampling,
+            max_rows=MAX_ROWS,
+            name=f"attacker-{number}",
+        )
+        last = self.defender(number - 1)
+        self.say(f"round {number}: attacks to learn from, and on held-out problems")
+        problems = self._some(config.num_curated, number)
+        self._curate(attacker, last, problems, config.curation, folder / ATTACKS, f"round {number}")
+        self._attack_held_out(attacker, last, folder / HELD_OUT)
+        for kind, data in ((DEFENDER, HARD), (CONTROL, CLEAN)):
+            self._defend(number, kind, folder / ATTACKS / data)
+
+    def _attacker_config(self, number: int) -> AttackerRunConfig:
+        config = self.config
+        return AttackerRunConfig(
+            steps=config.attacker_steps,
+            seed=derive_seed(config.seed, number, ATTACKER),
+            model=replace(config.defender, path=self.attacker(number - 1), instruction=""),
+            method=replace(config.attack, defender=self.defender(number - 1), instruction=config.defender.instruction),
+            sampling=config.sampling,
+            reward=config.reward,
+            optim=config.attacker_optim,
+            trainer=TrainerConfig(validate_every=10, save_every=10, keep_last=1),
+            data=config.data,
+            threads=config.threads,
+        )
+
+    def _defend(self, number: int, kind: str, data: Path) -> None:
+        """Train the defender on a round's attacks, or its control on the same problems as they are."""
+        config, run = self.config, self._of_round(number) / kind
+        settings = RunConfig(
+            steps=config.defender_steps,
+            # The same for both: they meet the problems in the same order.
+            seed=derive_seed(config.seed, number, DEFENDER),
+            model=replace(config.defender, path=self.defender(number - 1, kind)),
+            sampling=config.sampling,
+            reward=config.reward,
+            optim=config.defender_optim,
+            trainer=TrainerConfig(validate_every=10_000, save_every=10, keep_last=1),
+            evaluation=EvaluationConfig(num_problems=1, threats=("clean",)),
+            num_validation=48,
+            threads=config.threads,
+            method=config.defence,
+            data=config.data,
+            file=data,
+            validation="scenes:validation" if config.file is None else str(data),
+            # Nothing is tested: the league does that.
+            test="scenes" if config.file is None else str(data),
+        )
+
+        def train(show: OnStep) -> bool:
+            with prepare(settings, run, on_step=show) as training:
+                training.trainer.resume()
+                return training.trainer.run()
+
+        self._train(f"round {number}: {kind}", config.defender_steps, run, train)
+
+    def _train(self, name: str, steps: int, run: Path, train: Callable[[OnStep], bool]) -> None:
+        """A training run, unless its last checkpoint is there."""
+        if not steps or step_folder(run / CHECKPOINTS, steps).exists():
+            return
+        self.say(name)
+        with self.show(steps) as on_step:
+            is_finished = train(on_step)
+        if not is_finished:
+            raise KeyboardInterrupt
+
+    def _attack_held_out(self, attacker: Attacker, defender: str, folder: Path) -> None:
+        """One try at each held-out problem: what an attacker does when it is not given a choice."""
+        tries = replace(self.config.curation, num_attacks=1)
+        self._curate(attacker, defender, self.court.held_out, tries, folder, "held out")
+
+    def _curate(
+        self,
+        attacker: Attacker,
+        defender: str,
+        problems: Sequence[Problem],
+        curation: CurationConfig,
+        folder: Path,
+        purpose: str,
+    ) -> dict[str, Any]:
+        config = self.config
+        with Grader(config.reward) as grader:
+            return curate(
+                attacker,
+                load_policy(replace(config.defender, path=defender)),
+                grader,
+                problems,
+                curation,
+                config.sampling,
+                folder,
+                seed=derive_seed(config.seed, purpose),
+                max_rows=MAX_ROWS,
+                about={"attacker": attacker.name, "defender": fingerprint(defender)},
+                oracle=self._holds,
+            )
+
+    def _some(self, num: int, number: int) -> Selection:
+        """``num`` training problems, others in every round as long as there are others."""
+        count = len(self.court.train)
+        return Selection(self.court.train, [(number * num + i) % count for i in range(min(num, count))])
+
+    def _holds(self, attack: Attack) -> bool | None:
+        """Whether a scene's answer still holds; None for other problems, and without an edit."""
+        if attack.edited is None:
+            return None
+        for problems in self.court.scenes:
+            index = problems.index_of(attack.problem.id)
+            if index is not None:
+                scene, question = problems.asked(index)
+                language = self.config.attack.edits.language
+                program = parse(attack.text, language)
+                return still_holds(edited_scene(program, scene, language, canvas=problems.config.canvas), question)
+        return None
+
+
+def load_player(config: MatchConfig, path: str) -> Policy:
+    """A model of the match as it answers."""
+    return load_policy(replace(config.defender, path=path))

@@ -1,0 +1,106 @@
+"""What a match is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparring.data.jsonl import OnBad
+from sparring.data.scenes import SceneConfig
+from sparring.methods import AOTConfig, GRPOConfig
+from sparring.pipelines.curation import CurationConfig
+from sparring.recipes.run import PRESETS, ModelConfig, check_threads
+from sparring.rewards import RewardConfig
+from sparring.rollout import SamplingConfig
+from sparring.rollout.collect import BatchConfig
+from sparring.update import OptimConfig
+
+FAMILIES = ("relation", "attribute")
+"""Questions about scenes that boxes protect; existence is a form of the second."""
+
+
+def _attacker() -> AOTConfig:
+    return AOTConfig(num_minibatches=1, batch=BatchConfig(prompts_per_step=12))
+
+
+def _defender() -> GRPOConfig:
+    method = PRESETS["aot"][1].method
+    assert isinstance(method, GRPOConfig)
+    return method
+
+
+@dataclass(frozen=True)
+class ColdStartConfig:
+    """The supervised pairs that an attacker begins with: proposed at random, drawn, checked, tried on the defender."""
+
+    num_problems: int = 1000
+    """Problems to propose edits for, >= 1."""
+    num_proposals: int = 6
+    """Random programs for each, >= 1."""
+    steps: int = 150
+    """Supervised steps on the pairs that came of it, >= 0."""
+    learning_rate: float = 4e-4
+    """Of these steps, > 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_problems", "num_proposals"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must be >= 0: 0 starts from the model as it is")
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """A match of rounds. Everything that its numbers depend on is here."""
+
+    rounds: int = 3
+    """Times that attacker and defender take turns, >= 1; the paper reports three."""
+    seed: int = 0
+    """Seed of everything random in the match."""
+    out: Path | None = None
+    """Folder of the match; none makes a new one under runs/."""
+    defender: ModelConfig = field(default_factory=ModelConfig)
+    """The defender before the first round."""
+    attacker: str | None = None
+    """Folder of an attacker that can write programs; none teaches the defender's model to, see cold_start."""
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    """How an attacker is made."""
+    data: SceneConfig = field(default_factory=lambda: SceneConfig(num_train=2000, families=FAMILIES))
+    """How scenes are drawn: the problems, unless there is a file of them."""
+    file: Path | None = None
+    """Problems with boxes to play on instead of scenes: a .jsonl file; num_held_out of them are only tested on."""
+    on_bad: OnBad = "stop"
+    """What to do with a row of a file that cannot be used: stop, or skip."""
+    num_curated: int = 500
+    """Problems that an attacker attacks for the defender to learn from, each round, >= 1."""
+    num_held_out: int = 150
+    """Problems that attacks are tested on, >= 1; nobody trains on them."""
+    num_test: int = 300
+    """Problems of each of the other tests, >= 1."""
+    attacker_steps: int = 30
+    """Steps of an attacker per round, >= 1."""
+    defender_steps: int = 20
+    """Steps of a defender, and of its clean control, per round, >= 1."""
+    attack: AOTConfig = field(default_factory=_attacker)
+    """How an attacker is trained; its defender is the match's own."""
+    defence: GRPOConfig = field(default_factory=_defender)
+    """How a defender is trained; as in the released code of AOT."""
+    curation: CurationConfig = field(default_factory=CurationConfig)
+    """How attacks become a data set."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How programs and answers are drawn."""
+    reward: RewardConfig = field(default_factory=lambda: PRESETS["aot"][1].reward)
+    """What the defender is paid for."""
+    attacker_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4))
+    """Optimizer of attackers."""
+    defender_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4))
+    """Optimizer of defenders and of the control."""
+    threads: int | None = None
+    """CPU threads of torch, >= 1; none takes all cores that this process may use."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "num_curated", "num_held_out", "num_test", "attacker_steps", "defender_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        check_threads(self.threads)
