@@ -30,6 +30,11 @@ class Cells:
         """The middle of a cell."""
         return (x + 0.5) * self.width / self.grid, (y + 0.5) * self.height / self.grid
 
+    def cell(self, at: tuple[float, float]) -> tuple[int, int]:
+        """The cell in which a place of the picture lies."""
+        x, y = (min(int(along), self.grid - 1) for along in self._cells(at))
+        return x, y
+
     def region(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
         """First column and row of pixels, and those behind the last, of a region of cells; both ends included."""
         return (
@@ -46,7 +51,9 @@ class Cells:
         """
 
         def distance(middle: tuple[float, float]) -> tuple[float, float]:
-            across, down = (abs(at - centre) for at, centre in zip(self._cells(middle), (x + 0.5, y + 0.5), strict=True))
+            across, down = (
+                abs(at - centre) for at, centre in zip(self._cells(middle), (x + 0.5, y + 0.5), strict=True)
+            )
             return math.hypot(max(0.0, across - 0.5), max(0.0, down - 0.5)), math.hypot(across, down)
 
         distances = [distance(middle) for middle in middles]

@@ -185,9 +185,7 @@ def _set(edit: Write, cells: Cells) -> tuple[_Font, int, tuple[int, int], tuple[
     return font, edge, (x, y), (x + left, y + top, x + right, y + bottom)
 
 
-def _change(
-    edit: ObjectEdit, pixels: Pixels, objects: list[Found], found: Found, cells: Cells
-) -> Pixels:
+def _change(edit: ObjectEdit, pixels: Pixels, objects: list[Found], found: Found, cells: Cells) -> Pixels:
     left, top, right, bottom = found.box
     place, cover = (slice(top, bottom), slice(left, right)), found.cover[..., None]
     before = pixels[place].astype(np.float32)
@@ -199,7 +197,12 @@ def _change(
     result = _filled(pixels, objects, found)
     if isinstance(edit, Move):
         x, y = cells.moved(found.middle, edit.x2 - edit.x, edit.y2 - edit.y)
-        _paste(result, before - (1 - cover) * found.behind, found.cover, (left + round(x - found.middle[0]), top + round(y - found.middle[1])))
+        _paste(
+            result,
+            before - (1 - cover) * found.behind,
+            found.cover,
+            (left + round(x - found.middle[0]), top + round(y - found.middle[1])),
+        )
     return result
 
 

@@ -1,8 +1,8 @@
 """Objects found in pixels: regions of one colour that stand out from what is around them.
 
 Ours, made for pictures with flat objects and usable on any: each pixel's colour is compared with the median colour of
-its neighbourhood. From the pixel that stands out most a region grows over neighbours of like colour; then from the next.
-A person in a photograph is thus several objects (a shirt, a head). Nothing in it is random.
+its neighbourhood. From the pixel that stands out most a region grows over neighbours of like colour; then from the
+next. A person in a photograph is thus several objects (a shirt, a head). Nothing in it is random.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ _WORKING_SIDE = 192
 """Larger pictures are searched at this longer side, so that work is bounded."""
 _NEIGHBOURHOOD = 0.45
 """Side of the neighbourhood, as a share of the shorter side: twice that of a large object of the scenes."""
-_LIGHTNESS = 0.6
+_LIGHTNESS = 0.5
 """Weight of lightness beside hue and chroma: textures and shadows differ in lightness mostly."""
-_FAINTEST = 7.0
+_FAINTEST = 6.0
 """Least difference from the neighbourhood, in units of CIE Lab."""
-_OUTLYING = 3.0
+_OUTLYING = 2.5
 """Least difference, in medians of the whole picture's differences: a strong texture is no object."""
-_ALIKE = 0.55
-"""Pixels of an object differ from where it grew by less than this share of its difference from what is around."""
+_ALIKE = 0.5
+"""A pixel belongs to the object that grows from another if it differs from that one, in each channel of Lab, by less
+than this share of what that one differs from its neighbourhood."""
 _SMALLEST, _LARGEST = 0.0012, 0.15
 """Of an object, as shares of the picture."""
 _MAX_OBJECTS = 64
+_CLOSED, _NEW = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,9 @@ def find_objects(pixels: Pixels) -> list[Found]:
     scale = min(1.0, _WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = pixels if scale == 1.0 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    calm = cv2.medianBlur(small, 3)
+    calm = np.asarray(cv2.medianBlur(small, 3), np.uint8)
     window = max(3, round(_NEIGHBOURHOOD * min(size)) | 1)
-    around = cv2.medianBlur(small, window)
+    around = np.asarray(cv2.medianBlur(small, window), np.uint8)
     masks = _grow(_lab(calm), _lab(around))
     return [_measured(pixels, mask, around) for mask in masks]
 
@@ -70,19 +72,27 @@ def _lab(pixels: Pixels) -> NDArray[np.float32]:
 def _grow(lab: NDArray[np.float32], around: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
     """Masks of the regions that stand out, strongest first."""
     difference = np.linalg.norm(lab - around, axis=-1)
-    left = difference > max(_FAINTEST, _OUTLYING * float(np.median(difference)))
-    masks: list[NDArray[np.bool_]] = []
+    stands_out = difference > max(_FAINTEST, _OUTLYING * float(np.median(difference)))
+    left = np.where(stands_out, difference, 0.0)
     smallest, largest = max(3.0, _SMALLEST * left.size), _LARGEST * left.size
+    # OpenCV's flood stops where its mask, one pixel wider on each side, is not 0, and marks where it has been.
+    taken = np.pad(np.where(stands_out, 0, _CLOSED).astype(np.uint8), 1, constant_values=_CLOSED)
+    flags = 8 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | _NEW << 8
+    masks: list[NDArray[np.bool_]] = []
     for _ in range(4 * _MAX_OBJECTS):
-        if not left.any() or len(masks) == _MAX_OBJECTS:
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        if left[row, column] == 0 or len(masks) == _MAX_OBJECTS:
             break
-        seed = np.unravel_index(int(np.argmax(np.where(left, difference, 0.0))), left.shape)
-        alike = left & (np.linalg.norm(lab - lab[seed], axis=-1) < _ALIKE * difference[seed])
-        _, labels = cv2.connectedComponents(alike.astype(np.uint8), connectivity=8)
-        region = labels == labels[seed]
-        left &= ~region
-        if smallest <= region.sum() <= largest:
-            masks.append(region)
+        alike = (_ALIKE * float(difference[row, column]),) * 3
+        size, _, _, (x, y, width, height) = cv2.floodFill(lab, taken, (column, row), 0, alike, alike, flags)
+        place = slice(y, y + height), slice(x, x + width)
+        region = taken[1:-1, 1:-1][place] == _NEW
+        left[place][region] = 0.0
+        taken[1:-1, 1:-1][place][region] = _CLOSED
+        if smallest <= size <= largest:
+            mask = np.zeros(left.shape, np.bool_)
+            mask[place] = region
+            masks.append(mask)
     return masks
 
 

@@ -1,8 +1,8 @@
 """The language of edit programs: what an attacker that is a language model may do to a picture.
 
-The attacker of AOT (arXiv 2602.22227) is a diffusion model of 20 billion parameters that edits pictures. Deviation: ours
-writes a short program, such as ``cover 0 0 2 1 grey ; move 6 2 6 7``, and ``executor`` draws it. A program is text from
-a model, so nothing in it is trusted: it parses in one pass, or is refused with a reason that metrics can count.
+The attacker of AOT (arXiv 2602.22227) is a diffusion model of 20 billion parameters that edits pictures. Deviation:
+ours writes a short program, such as ``cover 0 0 2 1 grey ; move 6 2 6 7``, and `executor` draws it. A program is text
+from a model, so nothing in it is trusted: it parses in one pass, or is refused with a reason that metrics can count.
 
 Places are cells of any picture, 0 to ``grid`` - 1 across and down. With the default grid they are the coordinates in
 which the bundled model speaks of scenes (``Thing.column``, ``Thing.row``).
@@ -66,15 +66,18 @@ class Language:
     max_edits: int = 3
     """Edits in a program, 1 to 16."""
     max_region_share: float = 0.25
-    """Largest share of the picture that one ``cover``, ``shade``, ``blur`` or ``noise`` takes, in (0, 1]."""
+    """Largest share of the picture that one ``cover``, ``shade``, ``blur`` or ``noise`` takes: a cell, to 1."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.grid <= 100:
             raise ValueError(f"grid={self.grid} must be 2 to 100 cells: 10 is what the bundled model knows")
         if not 1 <= self.max_edits <= 16:
             raise ValueError(f"max_edits={self.max_edits} must be 1 to 16: a program is a few edits, each costs time")
-        if not 0 < self.max_region_share <= 1:
-            raise ValueError(f"max_region_share={self.max_region_share} must be in (0, 1], a share of the picture")
+        if not 1 <= self.max_region_share * self.grid**2 <= self.grid**2:
+            raise ValueError(
+                f"max_region_share={self.max_region_share} must be from one cell, {1 / self.grid**2:g}, to 1: it is a "
+                "share of the picture"
+            )
 
     @property
     def max_characters(self) -> int:

@@ -32,7 +32,7 @@ def edited_scene(program: Program, scene: Scene, language: Language, *, canvas: 
     """The scene that a program makes of a scene; that of ``execute`` on its picture, where objects were found.
 
     Things appear, change colour, move or vanish. A thing also vanishes when more than half of it is hidden: by
-    ``cover``, or behind what ``add`` or ``move`` put there. ``shade``, ``blur``, ``noise`` and ``write`` change nothing.
+    ``cover``, or behind what ``add`` or ``move`` put there. ``shade``, ``blur``, ``noise``, ``write`` change nothing.
 
     Args:
         canvas: side of the picture in pixels, as given to ``render``. On a larger one added things are larger.
