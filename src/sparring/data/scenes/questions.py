@@ -68,7 +68,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _yes(holds: bool) -> str:
+def yes_or_no(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
@@ -99,7 +99,7 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
         ],
     )
     things = matching(scene, first) + matching(scene, second)
-    return Question("counting", "compare", text, _yes(want_more), "yes_no", things, (first, second))
+    return Question("counting", "compare", text, yes_or_no(want_more), "yes_no", things, (first, second))
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -132,7 +132,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
                 f"Does the {names[0]} lie {SIDES[asked]} the {names[1]}?",
             ],
         )
-        return Question("relation", "holds", text, _yes(asked == side), "yes_no", (first, second), (*names, asked))
+        return Question("relation", "holds", text, yes_or_no(asked == side), "yes_no", (first, second), (*names, asked))
     better = {"left": "further left", "right": "further right", "above": "higher", "below": "lower"}
     answer = first.name
     if rng.uniform() < 0.5:
@@ -184,7 +184,7 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     a = "an" if name[0] in "aeiou" else "a"
     text = _pick(rng, [f"Is there {a} {name}?", f"Can you see {a} {name}?", f"Does the picture show {a} {name}?"])
-    return Question("attribute", "exists", text, _yes(there), "yes_no", found, (name,))
+    return Question("attribute", "exists", text, yes_or_no(there), "yes_no", found, (name,))
 
 
 FAMILIES: dict[Family, Callable[[Scene, np.random.Generator], Question | None]] = {

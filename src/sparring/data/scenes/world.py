@@ -194,7 +194,7 @@ def render(scene: Scene, *, grain: float = 0.0, canvas: int = SIZE) -> Tensor:
     ground = np.asarray(scene.base_rgb)[None, None] + scene.texture_strength * _texture(scene, canvas)[..., None]
     picture = Image.fromarray((np.clip(ground, 0, 1) * 255).round().astype(np.uint8), "RGB")
     for thing in scene.things:
-        _draw_thing(picture, thing.moved_to(canvas))
+        draw_thing(picture, thing.moved_to(canvas))
     pixels = np.array(picture)
     if grain:
         noise = np.random.default_rng((scene.texture_seed, 1)).normal(0.0, 255 * grain, pixels.shape)
@@ -233,7 +233,15 @@ def _texture(scene: Scene, canvas: int) -> NDArray[np.float64]:
     raise ValueError(f"unknown texture {scene.texture!r}: one of {TEXTURES + UNSEEN_TEXTURES}")
 
 
-def _draw_thing(picture: Image.Image, thing: Thing) -> None:
+def draw_thing(picture: Image.Image, thing: Thing) -> None:
+    """Paint an object onto an RGB picture, with smooth edges; ``x``, ``y`` and ``radius`` in the picture's pixels."""
+    mask, (left, top) = mask_of(thing)
+    colour = tuple(round(255 * channel) for channel in thing.rgb)
+    picture.paste(colour, (left, top, left + mask.width, top + mask.height), mask)
+
+
+def mask_of(thing: Thing) -> tuple[Image.Image, tuple[int, int]]:
+    """How far an object fills each pixel around it, 0 to 255 (mode L), and where the mask's left top corner lies."""
     left, top = math.floor(thing.x - thing.radius) - 1, math.floor(thing.y - thing.radius) - 1
     side = math.ceil(2 * thing.radius) + 4
     mask = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
@@ -244,8 +252,7 @@ def _draw_thing(picture: Image.Image, thing: Thing) -> None:
         thing.radius * _OVERSAMPLING,
         math.radians(thing.angle),
     )
-    colour = tuple(round(255 * channel) for channel in thing.rgb)
-    picture.paste(colour, (left, top, left + side, top + side), mask.reduce(_OVERSAMPLING))
+    return mask.reduce(_OVERSAMPLING), (left, top)
 
 
 def _draw_shape(
