@@ -10,7 +10,8 @@ What it writes is untrusted text, and what is drawn may break the question: ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ import numpy as np
 from sparring import distributed
 from sparring.models.policy import Policy
 from sparring.models.processor import Processor
-from sparring.opponents.edits import GRAMMAR, Add, Language, MalformedProgram, execute, parse, propose
+from sparring.opponents.edits import Language, MalformedProgram, Note, execute, grammar, parse, propose
+from sparring.opponents.edits.program import Add
 from sparring.opponents.integrity import GateConfig, Verdict, judge_edit, names_target
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.seeding import derive_seed
@@ -61,8 +63,8 @@ class Attack:
     """Of the program under the attacker that wrote it, in nats; None where nobody can say."""
     kinds: tuple[str, ...] = ()
     """The kinds of edits, in order."""
-    notes: tuple[str, ...] = ()
-    """What the executor has to say, such as that it found no object."""
+    notes: tuple[Note, ...] = ()
+    """The edits that changed nothing, such as one that found no object."""
     verdict: Verdict | None = None
     """What the gate measured; None if it was not asked."""
 
@@ -85,10 +87,10 @@ class Attack:
             "text": self.text,
             "reason": self.reason,
             "kinds": list(self.kinds),
-            "notes": list(self.notes),
+            "notes": [asdict(note) for note in self.notes],
             "logprob": self.logprob,
             "seed": self.seed,
-            "verdict": None if self.verdict is None else asdict(self.verdict),
+            "verdict": None if self.verdict is None else _without_nan(asdict(self.verdict)),
         }
 
 
@@ -224,6 +226,11 @@ def executed(
     return replace(attack, reason=verdict.reason, verdict=verdict)
 
 
+def _without_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What was not measured as None: JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
+
+
 def _edit_seed(seed: int, number: int) -> int:
     return derive_seed(seed, number, "edit")
 
@@ -236,4 +243,6 @@ def attacked_image(problem: Problem) -> int:
 def attack_prompt(problem: Problem, config: EditorConfig) -> Problem:
     """What an attacker is asked about a problem: it sees the same pictures, and not the answer."""
     asked = ASK.format(question=problem.question)
-    return replace(problem, question=f"{asked}\n\n{GRAMMAR}" if config.explains else asked)
+    if config.explains:
+        asked += f"\n\n{grammar(config.language)}"
+    return replace(problem, question=asked)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from sparring.data.scenes import SceneConfig
-from sparring.data.sources import Selection
 from sparring.data.stream import ProblemStream
 from sparring.methods import AOT, AOTConfig
 from sparring.methods.aot import DEFENDER
@@ -52,20 +51,6 @@ class AttackerRunConfig:
     """How scenes are drawn, where they are the problems."""
     threads: int | None = None
     """CPU threads of torch, >= 1; none takes all cores that this process may use."""
-
-
-def attackable(problems: Sequence[Problem], families: Sequence[str] = ()) -> Selection:
-    """The problems that a box can protect: those with boxes, of these families if any are named.
-
-    A count changes with any object that is added, wherever it lies, so that no gate on boxes keeps its answer; the same
-    holds for the question whether something is there that is not.
-    """
-    chosen = [i for i in range(len(problems)) if _is_attackable(problems[i], families)]
-    return Selection(problems, chosen)
-
-
-def _is_attackable(problem: Problem, families: Sequence[str]) -> bool:
-    return bool(problem.boxes) and (not families or problem.family in families)
 
 
 def train_attacker(

@@ -142,8 +142,8 @@ def read_folder(path: Path) -> Folder:
     if (path / "match.json").exists() or (path / "round-1").exists():
         return read_match(path)
     raise UserError(
-        f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl), study (study.json) or "
-        "match (match.json)"
+        f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl), study (study.json) "
+        "or match (match.json)"
     )
 
 

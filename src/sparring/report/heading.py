@@ -213,8 +213,8 @@ def _match_verdict(found: MatchFolder) -> str:
     if len(right) < 3:
         return "The last attacker made no fair edit."
     return (
-        f"Under the last attacker’s fair edits the last defender is right on {right['last']}, its control, trained on the "
-        f"same problems as they are, on {right['control']}, and the model that both began as on {right['first']}."
+        f"Under fair edits of the last attacker the last defender is right on {right['last']}, its control, trained on "
+        f"the same problems as they are, on {right['control']}, and the model that both began as on {right['first']}."
     )
 
 

@@ -55,7 +55,11 @@ def attackers(found: MatchFolder) -> list[Attacker]:
     return [
         Attacker(
             name_of(name),
-            *(number(own.get(k)) for k in ("success_if_fair", "failures_clean", "gate", "broken", "refused")),
+            failures=number(own.get("success_if_fair")),
+            failures_clean=number(own.get("failures_clean")),
+            gate=number(own.get("gate")),
+            broken=number(own.get("broken")),
+            refused=number(own.get("refused")),
             kinds=_counts(own.get("kinds", {})),
             reasons=_counts(own.get("reasons", {})),
         )

@@ -78,9 +78,8 @@ def _write(
         clean = defender.processor.clean_view(problem)
         edited = replace(defender.processor.clean_view(replace(problem, images=images)), name=EDITED)
         pairs.append((problem, clean, edited))
-    before, after = (
-        _answered(defender, grader, [(pair[0], pair[place]) for pair in pairs], sampling) for place in (1, 2)
-    )
+    before = _answered(defender, grader, [(problem, clean) for problem, clean, _ in pairs], sampling)
+    after = _answered(defender, grader, [(problem, edited) for problem, _, edited in pairs], sampling)
     if not distributed.is_main():
         return
     for record, (problem, _, _), first, second in zip(records, pairs, before, after, strict=True):

@@ -47,12 +47,14 @@ CONDITIONS = (
 def play_league(match: Match) -> dict[str, Any]:
     """Test whoever was not tested yet; write ``match.json`` and return it."""
     config = match.config
-    sets = match.held_out_attacks()
+    folders = match.held_out_attacks()
+    manifests = {name: read_json(folder / MANIFEST) for name, folder in folders.items()}
+    # An attacker without a fair edit has nothing to be met with; its row says so.
+    sets = {name: folder for name, folder in folders.items() if manifests[name]["num_fair_problems"]}
     players = {f"{DEFENDER}-0": match.defender(0)}
     for kind in (DEFENDER, CONTROL):
         players |= {f"{kind}-{n}": match.defender(n, kind) for n in range(1, config.rounds + 1)}
     tests = {name: _tested(match, name, path, sets) for name, path in players.items()}
-    manifests = {name: read_json(folder / MANIFEST) for name, folder in sets.items()}
     record = {"rounds": config.rounds, "seed": config.seed, "attackers": manifests, "defenders": tests}
     if distributed.is_main():
         write_text(match.folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -22,11 +22,11 @@ from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.opponents.attacker import Attack, Attacker, EditAttacker, RandomAttacker
 from sparring.opponents.edits import edited_scene, parse
-from sparring.pipelines.curation import CLEAN, HARD, CurationConfig, curate
-from sparring.provenance import append_jsonl
-from sparring.recipes.attacking import AttackerRunConfig, attackable, train_attacker
+from sparring.pipelines.curation import CLEAN, HARD, MANIFEST, CurationConfig, curate
+from sparring.provenance import append_jsonl, read_json
+from sparring.recipes.attacking import AttackerRunConfig, train_attacker
 from sparring.recipes.match.cold_start import PAIRS, teach, write_pairs
-from sparring.recipes.match.values import FAMILIES, MatchConfig
+from sparring.recipes.match.values import MatchConfig
 from sparring.recipes.run import CONFIG, PROVENANCE, RunConfig, load_policy, prepare, surroundings, use_threads
 from sparring.rewards import Grader
 from sparring.seeding import derive_seed
@@ -53,14 +53,15 @@ class Court:
 
 
 def open_court(config: MatchConfig) -> Court:
-    """The problems of a match, those with boxes; UserError for too few."""
+    """The problems of a match: those with boxes, which a gate can protect. UserError for too few."""
     if config.file is None:
         parts: dict[Split, int] = {"train": config.data.num_train, "test": 4 * config.num_held_out}
         scenes = [SceneProblems(split, num, config.data) for split, num in parts.items()]
-        train, held_out = (attackable(problems, FAMILIES) for problems in scenes)
-        return Court(train, Selection(held_out, range(min(config.num_held_out, len(held_out)))), scenes)
+        # Whether something is there that is not has no box. Nothing need be drawn to know.
+        train, held_out = ([i for i in range(len(own)) if own.asked(i)[1].things] for own in scenes)
+        return Court(Selection(scenes[0], train), Selection(scenes[1], held_out[: config.num_held_out]), scenes)
     file = JsonlProblems(config.file, on_bad=config.on_bad)
-    problems = attackable(file)
+    problems = Selection(file, [i for i in range(len(file)) if file[i].boxes])
     if not len(problems):
         raise UserError(
             f"{config.file}: no row has boxes of the objects that its question needs, so that nothing tells an attack "
@@ -102,10 +103,13 @@ class Match:
         return self.config.attacker or self._model(self.folder / COLD_START / ATTACKER, self.config.cold_start.steps)
 
     def defender(self, number: int, kind: str = DEFENDER) -> str:
-        """The model of the defender, or of its clean control, after so many rounds."""
-        if number:
-            return self._model(self._of_round(number) / kind, self.config.defender_steps)
-        return self.config.defender.path
+        """The model of the defender, or of its clean control, after so many rounds; of a round without an attack that
+        works, that of the round before."""
+        if not number:
+            return self.config.defender.path
+        if not read_json(self._of_round(number) / ATTACKS / MANIFEST).get("num_hard"):
+            return self.defender(number - 1, kind)
+        return self._model(self._of_round(number) / kind, self.config.defender_steps)
 
     def held_out_attacks(self) -> dict[str, Path]:
         """Folders of attacks on problems that nobody trains on, by attacker."""
@@ -169,8 +173,11 @@ class Match:
         last = self.defender(number - 1)
         self.say(f"round {number}: attacks to learn from, and on held-out problems")
         problems = self._some(config.num_curated, number)
-        self._curate(attacker, last, problems, config.curation, folder / ATTACKS, f"round {number}")
+        manifest = self._curate(attacker, last, problems, config.curation, folder / ATTACKS, f"round {number}")
         self._attack_held_out(attacker, last, folder / HELD_OUT)
+        if not manifest["num_hard"]:
+            self.say(f"round {number}: no fair attack makes the defender fail; it stays as it is")
+            return
         for kind, data in ((DEFENDER, HARD), (CONTROL, CLEAN)):
             self._defend(number, kind, folder / ATTACKS / data)
 

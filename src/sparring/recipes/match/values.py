@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparring.data.jsonl import OnBad
 from sparring.data.scenes import SceneConfig
+from sparring.data.scenes.questions import Family
 from sparring.methods import AOTConfig, GRPOConfig
 from sparring.pipelines.curation import CurationConfig
 from sparring.recipes.run import PRESETS, ModelConfig, check_threads
@@ -15,8 +16,9 @@ from sparring.rollout import SamplingConfig
 from sparring.rollout.collect import BatchConfig
 from sparring.update import OptimConfig
 
-FAMILIES = ("relation", "attribute")
-"""Questions about scenes that boxes protect; existence is a form of the second."""
+FAMILIES: tuple[Family, ...] = ("relation", "attribute")
+"""Questions about scenes that boxes protect; existence is a form of the second. A count changes with any object that is
+added, wherever it lies, so that no gate on boxes keeps its answer."""
 
 
 def _attacker() -> AOTConfig:
@@ -103,4 +105,9 @@ class MatchConfig:
         for name in ("rounds", "num_curated", "num_held_out", "num_test", "attacker_steps", "defender_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if "counting" in self.data.families:
+            raise ValueError(
+                "data.families holds counting: any object that is added changes a count, and no box protects it; leave "
+                f"it out ({', '.join(FAMILIES)})"
+            )
         check_threads(self.threads)
