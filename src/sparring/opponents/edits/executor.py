@@ -144,7 +144,7 @@ def _in_region(edit: RegionEdit, pixels: Pixels, cells: Cells, rng: np.random.Ge
         smooth = _smooth(pixels[y : bottom + reach, x : right + reach], BLUR * cells.unit)
         result[place] = smooth[top - y : bottom - y, left - x : right - x]
     else:
-        grain = max(1, min(pixels.shape[:2]) // GRAINS)
+        grain = -(-min(pixels.shape[:2]) // GRAINS)
         rows, columns = -(-(bottom - top) // grain), -(-(right - left) // grain)
         grains = rng.normal(0.0, 255 * NOISE, (rows, columns, 3)).astype(np.float32)
         grains = grains.repeat(grain, 0).repeat(grain, 1)[: bottom - top, : right - left]
