@@ -3,9 +3,10 @@
     python benchmarks/edit_agreement.py [--scenes 100]
 
 *Same object*: the middle of what the pixels' finder takes lies within 2.5 pixels of that of the thing that the edit
-means on the scene; with and without the grain of a camera. *Same picture*: within the boxes of what the edit changes,
-the edited picture differs from the picture of the edited scene by at most 8 grey levels in the mean, and by less than
-half of what the untouched picture does; without grain, which hides faint objects from the comparison.
+means on the scene; with and without the grain of a camera. *No object*: the finder has none there, which is noted.
+*Same picture*: within the boxes of what the edit changes, the edited picture differs from the picture of the edited
+scene by at most 8 grey levels in the mean, and by less than half of what the untouched picture does; without grain,
+which hides faint objects from the comparison.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,10 +49,13 @@ def meant(edit: ObjectEdit, scene: Scene) -> Thing:
     return scene.things[chosen]
 
 
-def is_same_object(edit: ObjectEdit, scene: Scene, picture: Tensor) -> bool:
+def taken(edit: ObjectEdit, scene: Scene, picture: Tensor) -> Literal["same", "other", "none"]:
+    """Which object of the picture the edit acts on: that which it means on the scene, another one, or none."""
     middles = [found.middle for found in find_objects(picture.permute(1, 2, 0).numpy())]
     chosen, thing = CELLS.nearest(edit.x, edit.y, middles), meant(edit, scene)
-    return chosen is not None and math.dist(middles[chosen], (thing.x, thing.y)) <= NEAR
+    if chosen is None:
+        return "none"
+    return "same" if math.dist(middles[chosen], (thing.x, thing.y)) <= NEAR else "other"
 
 
 def is_same_picture(edit: ObjectEdit, scene: Scene, picture: Tensor) -> bool:
@@ -67,16 +72,18 @@ def is_same_picture(edit: ObjectEdit, scene: Scene, picture: Tensor) -> bool:
 
 
 def measure(difficulty: float, num_scenes: int, seed: int) -> dict[str, dict[str, float]]:
-    """By kind: the number of edits, and the shares of them with the same object and the same picture."""
+    """By kind: the number of edits, and shares of them."""
     rng = np.random.default_rng(seed)
-    rows: dict[str, list[tuple[bool, bool, bool]]] = {}
+    rows: dict[str, list[tuple[bool, ...]]] = {}
     for _ in range(num_scenes):
         scene = draw_scene(rng, difficulty=difficulty)
         clear, grainy = render(scene), render(scene, grain=GRAIN)
         for edit in edits_of(scene, rng):
-            same = is_same_object(edit, scene, clear), is_same_object(edit, scene, grainy)
-            rows.setdefault(edit.kind, []).append((*same, is_same_picture(edit, scene, clear)))
-    names = "same object", "same object, grain", "same picture"
+            without, with_grain = taken(edit, scene, clear), taken(edit, scene, grainy)
+            same = without == "same", with_grain == "same"
+            row = (*same, with_grain == "none", is_same_picture(edit, scene, clear))
+            rows.setdefault(edit.kind, []).append(row)
+    names = "same object", "same object, grain", "no object, grain", "same picture"
     return {
         kind: {"edits": len(found), **dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))}
         for kind, found in rows.items()
@@ -88,7 +95,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100, help="scenes of each difficulty")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print("| difficulty | edit | edits | same object | same object, grain | same picture |\n|---|---|---|---|---|---|")
+    print("| difficulty | edit | edits | same object | same object, grain | no object, grain | same picture |")
+    print("|---|---|---|---|---|---|---|")
     for difficulty in (0.0, 0.5, 1.0):
         for kind, row in measure(difficulty, arguments.scenes, arguments.seed).items():
             shares = " | ".join(f"{100 * share:.1f} %" for name, share in row.items() if name != "edits")

@@ -149,8 +149,9 @@ def test_pixels_and_graph_agree_as_measured(
 def test_the_measure_of_agreement_can_fail(benchmark: ModuleType) -> None:
     edit = parse("remove 2 2", LANGUAGE).edits[0]
     picture = render(BASE)
-    assert benchmark.is_same_object(edit, BASE, picture) and benchmark.is_same_picture(edit, BASE, picture)
+    assert benchmark.taken(edit, BASE, picture) == "same" and benchmark.is_same_picture(edit, BASE, picture)
     elsewhere = replace(BASE, things=(RING, SQUARE, replace(CIRCLE, x=CIRCLE.x + 12, y=CIRCLE.y + 4)))
-    assert not benchmark.is_same_object(edit, elsewhere, picture)
+    assert benchmark.taken(edit, elsewhere, picture) == "other"
+    assert benchmark.taken(edit, BASE, render(replace(BASE, things=(RING, SQUARE)))) == "none"
     white, lacking = parse("recolour 2 2 white", LANGUAGE).edits[0], render(replace(BASE, things=(RING, SQUARE)))
     assert benchmark.is_same_picture(white, BASE, picture) and not benchmark.is_same_picture(white, BASE, lacking)
