@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -192,6 +193,12 @@ def test_the_grammar_says_all_of_it() -> None:
         assert f"  {usage(kind)}: " in GRAMMAR
     assert all(word in GRAMMAR for word in (*PAINTS, *SHAPES)) and set(COLOURS) < set(PAINTS)
     assert "1 to 5 edits" in grammar(BIG) and "to 24 (right)" in grammar(BIG) and "100%" in grammar(BIG)
+
+
+def test_the_page_names_every_edit_and_reason() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "edits.md").read_text(encoding="utf-8")
+    assert all(f"| `{usage(kind)}` |" in page for kind in KINDS.values())
+    assert all(f"`{name}`" in page for name in (*get_args(Reason), *PAINTS, *SHAPES))
 
 
 def test_which_object_a_cell_means() -> None:

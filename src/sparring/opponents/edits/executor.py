@@ -6,6 +6,7 @@ what an object leaves behind is filled by OpenCV's inpainting (Telea's fast marc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,8 @@ GRAINS = 224
 _FILL_SIDE = 256
 """Larger places are filled at this size and enlarged, so that work is bounded."""
 _FILL_RADIUS = 3
+_WIDE_BLUR = 6.0
+"""A blur of a larger deviation, in pixels, is done at a lower resolution."""
 _TRACE = 0.1
 """Where an object fills more of a pixel than this, the pixel's own colour is given up."""
 _LETTER = 0.8
@@ -136,19 +139,27 @@ def _in_region(edit: RegionEdit, pixels: Pixels, cells: Cells, rng: np.random.Ge
         result[place] = _to_bytes(LIGHT * pixels[place].astype(np.float32))
     elif isinstance(edit, Blur):
         # What lies beyond the region flows into it, as in a photograph, and only that far is it looked at.
-        deviation = BLUR * cells.unit
-        reach = int(np.ceil(3 * deviation))
+        reach = math.ceil(3 * BLUR * cells.unit)
         x, y = max(0, left - reach), max(0, top - reach)
-        wide = pixels[y : bottom + reach, x : right + reach]
-        smooth = cv2.GaussianBlur(wide, (2 * reach + 1, 2 * reach + 1), deviation, borderType=cv2.BORDER_REPLICATE)
+        smooth = _smooth(pixels[y : bottom + reach, x : right + reach], BLUR * cells.unit)
         result[place] = smooth[top - y : bottom - y, left - x : right - x]
     else:
-        grain = max(1, min(pixels.shape[:2]) // GRAINS)
+        grain = -(-min(pixels.shape[:2]) // GRAINS)
         rows, columns = -(-(bottom - top) // grain), -(-(right - left) // grain)
         grains = rng.normal(0.0, 255 * NOISE, (rows, columns, 3)).astype(np.float32)
         grains = grains.repeat(grain, 0).repeat(grain, 1)[: bottom - top, : right - left]
         result[place] = _to_bytes(pixels[place] + grains)
     return result
+
+
+def _smooth(pixels: Pixels, deviation: float) -> Pixels:
+    """A Gaussian blur; one that is wide is done on fewer pixels, which it does not show, so that work is bounded."""
+    height, width = pixels.shape[:2]
+    scale = max(1.0, deviation / _WIDE_BLUR)
+    size = max(1, round(width / scale)), max(1, round(height / scale))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    smooth = cv2.GaussianBlur(small, (0, 0), deviation / scale, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _written(edit: Write, pixels: Pixels, cells: Cells) -> Pixels:

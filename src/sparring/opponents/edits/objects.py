@@ -79,6 +79,7 @@ def _grow(lab: NDArray[np.float32], around: NDArray[np.float32]) -> list[NDArray
     taken = np.pad(np.where(stands_out, 0, _CLOSED).astype(np.uint8), 1, constant_values=_CLOSED)
     flags = 8 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | _NEW << 8
     masks: list[NDArray[np.bool_]] = []
+    occupied = np.zeros(left.shape, np.bool_)
     for _ in range(4 * _MAX_OBJECTS):
         row, column = divmod(int(left.argmax()), left.shape[1])
         if left[row, column] == 0 or len(masks) == _MAX_OBJECTS:
@@ -89,11 +90,21 @@ def _grow(lab: NDArray[np.float32], around: NDArray[np.float32]) -> list[NDArray
         region = taken[1:-1, 1:-1][place] == _NEW
         left[place][region] = 0.0
         taken[1:-1, 1:-1][place][region] = _CLOSED
-        if smallest <= size <= largest:
-            mask = np.zeros(left.shape, np.bool_)
-            mask[place] = region
+        mask = np.zeros(left.shape, np.bool_)
+        mask[place] = region
+        if smallest <= size <= largest and not _is_seam(mask, occupied):
             masks.append(mask)
+            occupied |= mask
     return masks
+
+
+def _is_seam(mask: NDArray[np.bool_], occupied: NDArray[np.bool_]) -> bool:
+    """Whether a region is the line of mixed colours between objects that touch: thin, with objects on most sides."""
+    region, cross = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
+    if cv2.erode(region, cross).any():
+        return False
+    border = (cv2.dilate(region, cross) > 0) & ~mask
+    return bool(occupied[border].mean() > 0.5)
 
 
 def _measured(pixels: Pixels, mask: NDArray[np.bool_], around: Pixels) -> Found:
