@@ -164,7 +164,8 @@ def print_sweep(
     print(f"| `{name}` | {' | '.join(f'{kind} ({len(each)})' for kind, each in verdicts.items())} |")
     print("|---" * (1 + len(kinds)) + "|")
     for threshold in thresholds:
-        cells = [f"{100 * sum(passes(v, threshold) for v in each) / len(each):.1f}" for each in verdicts.values()]
+        shares = [100 * np.mean([passes(v, threshold) for v in each]) if each else None for each in verdicts.values()]
+        cells = ["" if share is None else f"{share:.1f}" for share in shares]
         print(f"| {threshold:.2f} | {' | '.join(cells)} |")
 
 

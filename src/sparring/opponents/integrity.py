@@ -63,7 +63,7 @@ _FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "by", "for", "from", "in", 
 class GateConfig:
     """What an edit may do and still count as an attack. The paper gives no values: all are ours."""
 
-    min_ssim: float = 0.9
+    min_ssim: float = 0.95
     """Least SSIM of every target with its original, in [-1, 1]."""
     padding: float = 0.1
     """Margin around each box that SSIM looks at too, as a share of the box's longer side, in [0, 1]."""
