@@ -42,3 +42,15 @@ def test_the_benchmark_of_corruptions_has_a_row_for_each() -> None:
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == [f"| `{name}`" for name in CORRUPTIONS]
     assert all(float(row[1].split()[0]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_integrity_gate_tells_easy_edits_apart() -> None:
+    command = [sys.executable, str(FOLDER / "integrity.py"), "--problems", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if ": " in line and line.startswith("| ")]
+    easy = {name.removeprefix("| "): float(cell.split()[0]) for name, cell, *_ in rows}
+    assert {len([name for name in easy if name.startswith(group)]) for group in ("harmless", "broken")} == {4}
+    assert easy["harmless: other added"] > 50 > easy["broken: target removed"]
+    assert easy["copied: exact copy"] < 50

@@ -42,7 +42,8 @@ _Pixels = NDArray[np.float32]
 
 _LEAST_SIDE = 3
 """Pixels: the smallest window of SSIM, so crops are grown to it."""
-_SCALES = (0.7, 1.0, 1.4)
+_SCALES = (0.7, 0.85, 1.0, 1.2, 1.4)
+"""Sizes of a copy, in those of its target: between neighbours a match loses little."""
 _PATTERN_SIDE = 32
 """Pixels: targets are searched for at most this large, which bounds the cost and averages the camera's noise away."""
 _LEAST_PATTERN = 5
@@ -55,16 +56,14 @@ _LEAST_CONTRAST = 0.3
 """Of the target's contrast: fainter patterns match by chance, for a correlation does not see how strong they are."""
 _FLAT = 1.0
 """Levels, standard deviation: a target below it has no pattern that could be found elsewhere."""
-_FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "with"]
-)
+_FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"})
 
 
 @dataclass(frozen=True)
 class GateConfig:
     """What an edit may do and still count as an attack. The paper gives no values: all are ours."""
 
-    min_ssim: float = 0.8
+    min_ssim: float = 0.95
     """Least SSIM of every target with its original, in [-1, 1]."""
     padding: float = 0.1
     """Margin around each box that SSIM looks at too, as a share of the box's longer side, in [0, 1]."""
@@ -76,7 +75,7 @@ class GateConfig:
     """Levels that a channel of a pixel must move by, and more, to count as changed, 0 to 254."""
     max_mean_change: float = 0.1
     """Largest mean absolute change of the pixels outside all boxes, in [0, 1] pixel units."""
-    duplicate_match: float = 0.9
+    duplicate_match: float = 0.85
     """Correlation from which on a new place is a copy of a target, in (0, 1]."""
 
     def __post_init__(self) -> None:
@@ -179,7 +178,9 @@ def localized_ssim(original: Tensor, edited: Tensor, box: Box, config: GateConfi
         crops[1], crops[0], gaussian_kernel=False, kernel_size=window, data_range=255.0, return_full_image=True
     )
     edge = window // 2
-    return float(ssim[..., edge : ssim.shape[-2] - edge, edge : ssim.shape[-1] - edge].mean())
+    inner = ssim[..., edge : ssim.shape[-2] - edge, edge : ssim.shape[-1] - edge]
+    # Moments are off by 1e-13, and what is unchanged must reach a threshold of 1.
+    return round(float(inner.mean()), 9)
 
 
 def names_target(colour_or_words: Sequence[str], question: str, boxes: Sequence[Box]) -> bool:
@@ -263,7 +264,10 @@ def _best_new_match(original: _Pixels, edited: _Pixels, area: _Area, areas: Sequ
     """Best correlation in [0, 1] of a target with places of the edited picture, outside all targets, that match better
     than before."""
     shrink = min(1.0, _PATTERN_SIDE / max(part.stop - part.start for part in area))
-    before, after = (cv2.GaussianBlur(_resized(picture, shrink), (0, 0), _BLUR) for picture in (original, edited))
+    before, after = (
+        np.asarray(cv2.GaussianBlur(_resized(picture, shrink), (0, 0), _BLUR), np.float32)
+        for picture in (original, edited)
+    )
     rows, columns = (slice(round(part.start * shrink), round(part.stop * shrink)) for part in area)
     target = before[rows, columns]
     near = _changed_area(before, after, math.ceil(max(_SCALES) * max(target.shape[:2])))
@@ -308,8 +312,8 @@ def _resized(picture: _Pixels, scale: float) -> _Pixels:
 
 
 def _correlations(picture: _Pixels, pattern: _Pixels) -> _Pixels:
-    """Normalised cross-correlation over all channels at each place of the pattern's first corner; 0 where the picture is
-    too faint to show it."""
+    """Normalised cross-correlation over all channels at each place of the pattern's first corner; 0 where the picture
+    is too faint to show it."""
     height, width = pattern.shape[:2]
     found = np.asarray(cv2.matchTemplate(picture, pattern, cv2.TM_CCOEFF_NORMED))
     is_faint = _contrast(picture, height, width) < _LEAST_CONTRAST * _contrast(pattern, height, width)
