@@ -178,7 +178,8 @@ class RandomAttacker:
         return distributed.together(mine, len(tasks))
 
     def _attack(self, problem: Problem, seed: int) -> Attack:
-        program = propose(problem, np.random.default_rng(seed), self.config.language)
+        language = self.config.language
+        program = propose(problem, np.random.default_rng(seed), language, num_edits=(1, language.max_edits))
         return executed(problem, str(program), self.config, seed=seed)
 
 

@@ -61,7 +61,10 @@ def teach(config: MatchConfig, pairs: Path, folder: Path, *, on_step: OnStep | N
         seed=config.seed,
         model=config.defender,
         sampling=config.sampling,
-        optim=OptimConfig(learning_rate=config.cold_start.learning_rate),
+        optim=OptimConfig(
+            learning_rate=config.cold_start.learning_rate,
+            final_learning_rate=config.cold_start.learning_rate / 20,
+        ),
         trainer=TrainerConfig(validate_every=10_000, save_every=50, keep_last=1),
         evaluation=EvaluationConfig(num_problems=1, threats=("clean",)),
         num_validation=NUM_VALIDATION,

@@ -143,7 +143,8 @@ class Match:
         edits = config.attack.edits
         problems = self._some(config.cold_start.num_problems, 0)
         self.say(f"cold start: random edits of {len(problems)} problems")
-        proposals = replace(config.curation, num_attacks=config.cold_start.num_proposals)
+        start = config.cold_start
+        proposals = replace(config.curation, num_attacks=start.num_proposals, num_draws=start.num_draws)
         self._curate(RandomAttacker(edits), self.defender(0), problems, proposals, folder / ATTACKS, "cold start")
         if not (folder / ATTACKS / PAIRS).exists():
             num = distributed.from_main(lambda: write_pairs(folder / ATTACKS, problems, edits))

@@ -35,17 +35,19 @@ def _defender() -> GRPOConfig:
 class ColdStartConfig:
     """The supervised pairs that an attacker begins with: proposed at random, drawn, checked, tried on the defender."""
 
-    num_problems: int = 1000
+    num_problems: int = 500
     """Problems to propose edits for, >= 1."""
-    num_proposals: int = 6
+    num_proposals: int = 5
     """Random programs for each, >= 1."""
-    steps: int = 150
+    num_draws: int = 2
+    """Answers of the defender to each fair one, >= 1."""
+    steps: int = 400
     """Supervised steps on the pairs that came of it, >= 0."""
     learning_rate: float = 4e-4
-    """Of these steps, > 0."""
+    """Of these steps, > 0; it falls to a twentieth."""
 
     def __post_init__(self) -> None:
-        for name in ("num_problems", "num_proposals"):
+        for name in ("num_problems", "num_proposals", "num_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
         if self.steps < 0:
@@ -74,11 +76,11 @@ class MatchConfig:
     """Problems with boxes to play on instead of scenes: a .jsonl file; num_held_out of them are only tested on."""
     on_bad: OnBad = "stop"
     """What to do with a row of a file that cannot be used: stop, or skip."""
-    num_curated: int = 500
+    num_curated: int = 250
     """Problems that an attacker attacks for the defender to learn from, each round, >= 1."""
     num_held_out: int = 150
     """Problems that attacks are tested on, >= 1; nobody trains on them."""
-    num_test: int = 300
+    num_test: int = 200
     """Problems of each of the other tests, >= 1."""
     attacker_steps: int = 30
     """Steps of an attacker per round, >= 1."""
@@ -88,7 +90,7 @@ class MatchConfig:
     """How an attacker is trained; its defender is the match's own."""
     defence: GRPOConfig = field(default_factory=_defender)
     """How a defender is trained; as in the released code of AOT."""
-    curation: CurationConfig = field(default_factory=CurationConfig)
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(num_attacks=3))
     """How attacks become a data set."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How programs and answers are drawn."""
