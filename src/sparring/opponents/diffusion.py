@@ -20,6 +20,7 @@ Deviations from the official code are listed in docs/methods/aot_diffusion.md.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -254,7 +255,7 @@ class _Tally:
         self.ratio_S[step] += float(ratio_N.sum())
         self.num_S[step] += ratio_N.numel()
         self.num_clipped += float(is_clipped_N.sum())
-        self.kl += 0.0 if kl_N is None else float(kl_N.sum())
+        self.kl += 0.0 if kl_N is None else float(kl_N.detach().sum())
 
     def metrics(self, *, with_kl: bool) -> Metrics:
         """Means over what was scored and over optimizer steps; without any, only that there was none."""
@@ -389,7 +390,7 @@ class FlowGRPO:
         loss = loss_N.sum() / (num * batch.logprobs_NS.shape[1])
         loss.backward()
         ratio_N = importance_ratio_T(new_N.detach(), old_N)
-        tally.loss += float(loss)
+        tally.loss += float(loss.detach())
         tally.add(step, ratio_N, is_clipped_T(ratio_N, advantage_N, config.clip_range, config.clip_range), kl_N)
 
     def _refuse(self, what: str) -> None:
@@ -400,8 +401,8 @@ class FlowGRPO:
         )
 
     def state_dict(self) -> dict[str, object]:
-        """Adapters and optimizer."""
-        return {"weights": self.editor.weights(), "optimizer": self.optimizer.state_dict()}
+        """Adapters and optimizer, which later updates leave as they are."""
+        return {"weights": self.editor.weights(), "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.editor.load_weights(state["weights"])  # type: ignore[arg-type]

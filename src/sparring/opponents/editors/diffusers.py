@@ -191,12 +191,16 @@ class FluxKontext(FlowEditor):
 
     # As in scripts/train_flux_kontext.py of the official code.
     targets = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
+    max_text_tokens = 512
+    """A prompt's tokens, padded or cut to this number; the pipeline's. The official trainer takes 128."""
 
     def _encode_one(
         self, picture: Image.Image, prompt: str, height: int, width: int, is_guided: bool
     ) -> dict[str, Tensor]:
         _, pixels = self._prepare(picture, height, width)
-        text, pooled, text_ids = self.pipeline.encode_prompt(prompt=[prompt], prompt_2=None, device=self.device)
+        text, pooled, text_ids = self.pipeline.encode_prompt(
+            prompt=[prompt], prompt_2=None, device=self.device, max_sequence_length=self.max_text_tokens
+        )
         source, state_ids, source_ids = self._encode_vae(pixels, height, width)
         ids = torch.cat([state_ids, source_ids])
         return {
