@@ -6,6 +6,7 @@ gradients are those of what was sampled, and that a reward is learned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,12 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from PIL import Image
-from tiny_editors import picture, tiny_kontext, tiny_qwen_edit
 
 from sparring.errors import UserError
 from sparring.models.peft import without_adapters
 from sparring.opponents.diffusion import DiffusionEditor, FlowGRPO, Trajectories, distractor_prompt
 from sparring.opponents.flow_grpo import FlowGRPOConfig, Sampling, step_loss_N
+from tiny_editors import picture, tiny_kontext, tiny_qwen_edit
 
 KONTEXT, QWEN = "kontext", "qwen"
 PIPELINES: dict[str, Callable[[], Any]] = {KONTEXT: tiny_kontext, QWEN: tiny_qwen_edit}
@@ -276,7 +277,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tiny_editor(KONTEXT).save(tmp_path)
     with pytest.raises(UserError, match=r"lora_alpha 8\.0, not 4\.0"):
         tiny_editor(KONTEXT, lora_alpha=4.0).load(tmp_path)
-    with pytest.raises(UserError, match="do not fit this editor: adapter weight .* has shape"):
+    with pytest.raises(UserError, match=r"do not fit this editor: adapter weight .* has shape"):
         tiny_editor(KONTEXT, lora_rank=2).load(tmp_path)
 
 
@@ -319,7 +320,17 @@ def test_states_that_are_not_finite_are_data(name: str, monkeypatch: pytest.Monk
     trainer = FlowGRPO(editor)
     metrics = trainer.update([edited], torch.tensor([1.0, 0.0]), torch.tensor([0, 0]))
     assert metrics["failed"] == 0.5 and metrics["grad_norm"] > 0 and metrics["optimizer_steps"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
     assert all(torch.isfinite(parameter).all() for parameter in editor.trained)
+
+
+def test_a_batch_without_finite_states_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = tiny_editor(KONTEXT, kl_coefficient=0.1)
+    monkeypatch.setattr(editor.parts, "velocity", lambda x, *rest: x * torch.nan)
+    edited = two_edits(editor)
+    assert edited.failures == ("not_finite", "not_finite")
+    metrics = FlowGRPO(editor).update([edited], torch.tensor([0.5, 0.0]), torch.tensor([0, 0]))
+    assert metrics == {"optimizer_steps": 0, "groups_without_signal": 0, "failed": 1}
 
 
 def test_a_picture_of_one_colour_is_data() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def moments_at(time: float, num_steps: int, level: float, num: int) -> tuple[flo
     draws = torch.Generator().manual_seed(num_steps)
     x = torch.randn(num, 1, 1, generator=draws)
     times = torch.linspace(1, time, num_steps + 1, dtype=torch.float64).tolist()
-    for t, next_t in zip(times, times[1:], strict=False):
+    for t, next_t in pairwise(times):
         mean, std = sde_step(x, gaussian_velocity(x, t, MEAN, SPREAD), t, next_t, level)
         x = mean + std * torch.randn(x.shape, generator=draws)
     return float(x.mean()), float(x.std())
@@ -142,7 +143,7 @@ def test_wrong_drift_would_be_seen() -> None:
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(num, 1, 1, generator=draws)
     times = torch.linspace(1, end, 321, dtype=torch.float64).tolist()
-    for t, next_t in zip(times, times[1:], strict=False):
+    for t, next_t in pairwise(times):
         std = sde_step(x, x, t, next_t, level)[1]
         x = x + gaussian_velocity(x, t, MEAN, SPREAD) * (next_t - t) + std * torch.randn(x.shape, generator=draws)
     assert abs(float(x.std()) - math.hypot((1 - end) * SPREAD, end)) > 0.1

@@ -21,7 +21,6 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from PIL import Image
-from tiny_models import MERGE_SIZE, PATCH_SIZE, tiny_tokenizer, tiny_vlm
 from transformers import (
     BatchFeature,
     CLIPTextConfig,
@@ -33,6 +32,8 @@ from transformers import (
     T5Tokenizer,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tiny_models import MERGE_SIZE, PATCH_SIZE, tiny_tokenizer, tiny_vlm
 
 SHIFTED = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
 """Both families shift their schedules; Qwen-Image's also ends at 0.02 before 0."""
