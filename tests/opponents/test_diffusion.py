@@ -451,9 +451,12 @@ def redness(images: Sequence[Tensor]) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(5))
 def test_a_reward_is_learned(seed: int) -> None:
-    """Redness of the picture: 12 updates of 32 edits move its mean by more than three spreads of edits."""
+    """Redness of the picture: 12 updates of 32 edits move the mean of 32 by more than eight of its standard errors.
+
+    ``-s`` prints the figures of docs/methods/aot_diffusion.md.
+    """
     config = FlowGRPOConfig(
         sampling=Sampling(num_steps=5, noise_level=0.9, guidance=2.5, resolution=16),
         group_size=16,
@@ -476,7 +479,9 @@ def test_a_reward_is_learned(seed: int) -> None:
     for update in range(12):
         batches = trainer.sample(sources, prompts, [1000 * seed + 2 * update + number for number in (0, 1)])
         trainer.update(batches, redness([image for batch in batches for image in batch.images]))
-    assert held_out().mean() > before.mean() + 3 * before.std()
+    after = held_out()
+    print(f"\nredness, seed {seed}: {before.mean():.3f} -> {after.mean():.3f}, edits spread by {before.std():.3f}")
+    assert after.mean() > before.mean() + 8 * before.std() / len(before) ** 0.5
 
 
 def test_the_prompt_names_the_question_and_what_must_stay() -> None:
