@@ -3,7 +3,8 @@
 Whoever asks needs to know nothing of how a picture is edited. The attacker here is a vision-language model that sees
 picture and question and writes a short program of edits (:mod:`sparring.opponents.edits`), which is drawn on the real
 pixels and then has to pass the integrity gate (:mod:`sparring.opponents.integrity`). It is a `Policy` like any other:
-its programs are rollouts, so whatever trains a policy trains it.
+its programs are rollouts, so whatever trains a policy trains it. An image editor is another
+(:mod:`sparring.opponents.diffusion_attacker`).
 
 What it writes is untrusted text, and what is drawn may break the question: every attack carries a reason.
 """
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from sparring import distributed
 from sparring.models.policy import Policy
@@ -25,7 +27,7 @@ from sparring.opponents.edits.program import Add
 from sparring.opponents.integrity import GateConfig, Verdict, judge_edit, names_target
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.seeding import derive_seed
-from sparring.types import Problem, Rollout, View
+from sparring.types import Box, Problem, Rollout, View
 
 OK = "ok"
 EDITED = "edited"
@@ -211,20 +213,36 @@ def executed(
         program = parse(text, config.language)
     except MalformedProgram as error:
         return replace(attack, reason=error.reason)
-    place = attacked_image(problem)
-    original = problem.images[place]
-    drawn = execute(program, original, config.language, seed=seed)
-    attack = replace(attack, kinds=program.kinds, notes=drawn.notes)
-    if drawn.image.equal(original):
-        return replace(attack, reason="unchanged")
-    attack = replace(
-        attack, edited=replace(problem, images=(*problem.images[:place], drawn.image, *problem.images[place + 1 :]))
-    )
-    boxes = [box for box in problem.boxes if box.image == place]
+    drawn = execute(program, problem.images[attacked_image(problem)], config.language, seed=seed)
+    attack = judged(replace(attack, kinds=program.kinds, notes=drawn.notes), drawn.image, config.gate)
+    boxes = target_boxes(problem)
     if any(names_target((e.colour, e.shape), problem.question, boxes) for e in program.edits if isinstance(e, Add)):
         return replace(attack, reason="names_target")
-    verdict = judge_edit(original, drawn.image, boxes, config.gate)
-    return replace(attack, reason=verdict.reason, verdict=verdict)
+    return attack
+
+
+def judged(attack: Attack, picture: Tensor, gate: GateConfig) -> Attack:
+    """An attack with the picture that was made for it, and the gate's verdict.
+
+    Args:
+        picture: in place of the one that the boxes are in, from any editor: of whatever size, type or values.
+    """
+    problem, place = attack.problem, attacked_image(attack.problem)
+    original = problem.images[place]
+    if picture.equal(original):
+        return replace(attack, reason="unchanged")
+    verdict = judge_edit(original, picture, target_boxes(problem), gate)
+    attack = replace(attack, reason=verdict.reason, verdict=verdict)
+    if picture.dtype != original.dtype or picture.shape != original.shape:
+        return attack
+    return replace(
+        attack, edited=replace(problem, images=(*problem.images[:place], picture, *problem.images[place + 1 :]))
+    )
+
+
+def target_boxes(problem: Problem) -> list[Box]:
+    """The boxes in the picture that is edited."""
+    return [box for box in problem.boxes if box.image == attacked_image(problem)]
 
 
 def _without_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
