@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sparring.data.scenes import SceneProblems
-from sparring.methods import METHODS, RILConfig
+from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.methods import METHODS, AOTConfig, RILConfig
 from sparring.provenance import read_jsonl
 from sparring.recipes import run as recipe
+from sparring.recipes.attacking import AttackerRunConfig, train_attacker
 from sparring.rollout import SamplingConfig
+from sparring.rollout.collect import BatchConfig
 from sparring.trainer import METRICS
 from teacher_folder import make_teachers, plain_texts
 from toy_grader import ParityGrader
@@ -65,9 +67,27 @@ def logged(tiny_folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFa
                 small = replace(small, data=few, method=replace(small.method, **own))
             with recipe.prepare(small, folder) as run:
                 assert run.trainer.run()
-            names = {name for record in read_jsonl(folder / METRICS) for name in record}
-            found[config.method.name] = found.get(config.method.name, set()) | names
+            found[config.method.name] = found.get(config.method.name, set()) | logged_in(folder)
+    found["aot"] = logged_in(attacked(tiny_folders["qwen3_vl"], tmp_path_factory.mktemp("attacker")))
     return found
+
+
+def logged_in(folder: Path) -> set[str]:
+    return {name for record in read_jsonl(folder / METRICS) for name in record}
+
+
+def attacked(model: Path, folder: Path) -> Path:
+    """A run of AOT's attacker, which is none of the presets."""
+    scenes = SceneProblems("train", 4, SceneConfig(families=("relation",)))
+    problems = [scenes[index] for index in range(4)]
+    config = AttackerRunConfig(
+        steps=1,
+        model=recipe.ModelConfig(str(model), precision="fp32", device="cpu"),
+        method=AOTConfig(defender=str(model), group_size=2, batch=BatchConfig(2)),
+        sampling=SamplingConfig(max_new_tokens=4),
+    )
+    assert train_attacker(config, folder, problems, problems[:2])
+    return folder
 
 
 @pytest.mark.parametrize("method", [config().name for config in METHODS])
