@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from sparring.cli import main
-from sparring.configs import read_config, write_config
+from sparring.configs import ConfigError, read_config, write_config
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.errors import UserError
+from sparring.methods import AOTConfig
 from sparring.opponents.attacker import executed
 from sparring.perturb.corruptions.filters import to_pillow
 from sparring.pipelines.sft import SFT
 from sparring.recipes.match import MatchConfig
 from sparring.recipes.match.match import Match, open_court
 from sparring.report.match_tables import markdown
+from sparring.rewards import RewardConfig
+from sparring.rollout import SamplingConfig
 from sparring.types import Metrics
 
 SMALL = [
@@ -111,18 +114,59 @@ def test_problems_are_those_that_boxes_protect() -> None:
 
 
 def test_a_file_needs_boxes(tmp_path: Path) -> None:
-    to_pillow(torch.full((3, 32, 32), 0.5)).save(tmp_path / "a.png")
-    row = {"question": "Where is the cup?", "image": "a.png", "answer": "left"}
+    for index in range(5):
+        to_pillow(torch.full((3, 32, 32), 0.1 * index)).save(tmp_path / f"{index}.png")
+    rows = [{"question": "Where is the cup?", "image": f"{index}.png", "answer": "left"} for index in range(5)]
     box = {"left": 2, "top": 2, "right": 9, "bottom": 9, "label": "cup"}
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="no row has boxes"):
         open_court(MatchConfig(file=path, num_held_out=2))
-    path.write_text("".join(json.dumps(row | {"boxes": [box]} if i else row) + "\n" for i in range(5)))
+    boxed = [row | {"boxes": [box]} for row in rows[1:]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *boxed]))
     court = open_court(MatchConfig(file=path, num_held_out=2))
     assert (len(court.train), len(court.held_out)) == (2, 2)
-    with pytest.raises(UserError, match="4 are to be held out"):
+    with pytest.raises(UserError, match=r"4 are to be held out.*lower --num-held-out"):
         open_court(MatchConfig(file=path, num_held_out=4))
+    # Two questions about each picture: what is held out takes the others with it.
+    path.write_text("".join(json.dumps(row | {"id": str(i)}) + "\n" for i, row in enumerate(boxed + boxed)))
+    court = open_court(MatchConfig(file=path, num_held_out=2))
+    held_out = {court.held_out[i].images[0].sum().item() for i in range(2)}
+    trained_on = {court.train[i].images[0].sum().item() for i in range(len(court.train))}
+    assert not held_out & trained_on and len(court.train) + 2 < 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampling": SamplingConfig(greedy=True)}, "greedy is for testing"),
+        ({"reward": RewardConfig(answer_by="judge")}, "a match has no judge"),
+        ({"attack": AOTConfig(defender="x")}, "defender.path"),
+        ({"rounds": 0}, "rounds=0"),
+    ],
+)
+def test_settings_that_would_fail_late_fail_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MatchConfig(**settings)
+
+
+def test_a_match_remembers_its_problems(tmp_path: Path) -> None:
+    box = {"left": 2, "top": 2, "right": 9, "bottom": 9, "label": "cup"}
+    for index in range(3):
+        to_pillow(torch.full((3, 32, 32), 0.1 * index)).save(tmp_path / f"{index}.png")
+    rows = [{"question": "Where?", "image": f"{i}.png", "answer": "left", "boxes": [box]} for i in range(3)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = MatchConfig(file=path, num_held_out=1)
+
+    def begin() -> None:
+        Match(config, tmp_path / "match", print, lambda steps: None)._begin()  # type: ignore[arg-type, return-value]
+
+    begin()
+    begin()
+    path.write_text(path.read_text().replace("Where?", "Where, then?"))
+    with pytest.raises(ConfigError, match="begun with another data"):
+        begin()
 
 
 def test_a_match_is_read_from_its_own_file(tmp_path: Path) -> None:

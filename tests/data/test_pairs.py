@@ -26,9 +26,11 @@ SCENES = SceneConfig(num_train=12)
 
 def write_file(folder: Path, num: int = 10) -> Path:
     """Questions with options whose responses name a letter."""
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "dot.png")
-    row = {"question": "What is it?", "image": "dot.png", "choices": ["black", "white", "red"], "answer": "A"}
-    rows = [row | {"id": f"p{n}", "responses": [f"A, said {n}", f"\\boxed{{A}} {n}"]} for n in range(num)]
+    row = {"question": "What is it?", "choices": ["black", "white", "red"], "answer": "A"}
+    rows = []
+    for n in range(num):
+        Image.fromarray(np.full((9, 9, 3), n, np.uint8)).save(folder / f"{n}.png")
+        rows.append(row | {"id": f"p{n}", "image": f"{n}.png", "responses": [f"A, said {n}", f"\\boxed{{A}} {n}"]})
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

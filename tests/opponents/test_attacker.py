@@ -60,7 +60,7 @@ def after(text: str, **settings: Any) -> Attack:
         ("fly 3 4", "unknown_edit"),
         ("cover 6 0 8 1", "wrong_number_of_words"),
         ("cover 1 1 2 2 grey", "target_changed"),
-        ("add red square 6 2 2", "names_target"),
+        ("add red square 6 2 2", "duplicate_target"),
         ("add blue square 6 2 2", "ok"),
         ("cover 6 0 8 1 grey", "ok"),
     ],
@@ -68,7 +68,7 @@ def after(text: str, **settings: Any) -> Attack:
 def test_what_is_written_is_drawn_and_judged(text: str, reason: str) -> None:
     attack = after(text)
     assert attack.reason == reason and attack.is_fair == (reason == "ok")
-    is_drawn = reason in ("ok", "target_changed", "names_target")
+    is_drawn = reason in ("ok", "target_changed", "duplicate_target")
     assert (attack.edited is not None) == is_drawn
     if attack.edited is not None:
         assert attack.edited.images[0].shape == attack.problem.images[0].shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_what_was_broken_off_goes_on_and_is_the_same(tmp_path: Path, is_torn: bo
 def test_without_tries_and_without_an_oracle_there_are_no_shares() -> None:
     nothing = summary([])
     assert nothing["num_attacks"] == 0 and nothing["success"] == 0 and nothing["broken"] is None
+    assert nothing["success_if_fair"] is None and nothing["failures_clean"] is None
     record = {
         "problem_id": "a",
         "reason": "ok",
@@ -152,12 +154,14 @@ def test_without_tries_and_without_an_oracle_there_are_no_shares() -> None:
 
 @pytest.mark.usefixtures("shares")
 def test_names_of_files_are_safe_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = [replace(PROBLEMS[0], id=name) for name in ("../up", ".._up", "a b")]
+    # The last two are what edits of the third might be called, and the third in capitals.
+    ids = ("../up", ".._up", "img7", "img7-1", "IMG7", "x" * 300)
+    problems = [replace(PROBLEMS[0], id=name) for name in ids]
     monkeypatch.setitem(globals(), "PROBLEMS", problems)
     curated(tmp_path / "set", Known())
     files = [path.name for path in (tmp_path / "set" / "pictures").iterdir()]
-    assert len(files) == len(problems) * 4, "three tries of each made a picture, and there is its own"
-    assert not any("." in name.removesuffix(".png") or " " in name for name in files)
+    assert len({name.lower() for name in files}) == len(problems) * 4, "three tries and its own"
+    assert all(re.fullmatch(r"[a-z0-9_-]{1,100}(\.[023])?\.png", name) for name in files)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

@@ -122,6 +122,11 @@ class JsonlProblems(Sequence[Problem]):
         """The responses to a problem of this file, in the order of its row; KeyError for an id that is none of them."""
         return self._rows[self._indices[problem_id]].responses
 
+    @property
+    def pictures(self) -> list[frozenset[Path]]:
+        """The picture files of each problem: rows that share one are not independent."""
+        return [frozenset(row.pictures) for row in self._rows]
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -161,15 +166,17 @@ class JsonlProblems(Sequence[Problem]):
 def row_of(problem: Problem, pictures: Sequence[str]) -> dict[str, Any]:
     """The row that is read as this problem, with its pictures in files of these names; responses may be added.
 
-    Options of a multiple-choice question are shuffled anew when they are read, by the problem's id.
+    Options of a multiple-choice question are stored so that the shuffle by its id shows them as they are.
     """
-    question, answer = problem.question, problem.answer
-    if problem.choices:
-        question = question.removesuffix("\n" + _listed(problem.choices))
-        answer = problem.choices[_LETTERS.index(answer)]
+    question, answer, choices = problem.question, problem.answer, problem.choices
+    if choices:
+        question = question.removesuffix("\n" + _listed(choices))
+        answer = choices[_LETTERS.index(answer)]
+        stored = dict(zip(_order(problem.id, choices), choices, strict=True))
+        choices = tuple(stored[place] for place in range(len(choices)))
     row: dict[str, Any] = {"id": problem.id, "question": question, "images": list(pictures), "answer": answer}
     row |= {"answer_kind": problem.answer_kind, "family": problem.family}
-    row |= {"choices": list(problem.choices)} if problem.choices else {}
+    row |= {"choices": list(choices)} if choices else {}
     return row | ({"boxes": [asdict(box) for box in problem.boxes]} if problem.boxes else {})
 
 
@@ -250,10 +257,16 @@ def _with_options(
         truth = choices[letters.index(answer.upper())]
     else:
         raise _BadRow(f"answer {answer!r} is none of the choices, nor one of the letters {letters[0]} to {letters[-1]}")
-    if shuffle_options and not all(len(choice) == 1 and choice.isalpha() for choice in choices):
-        order = np.random.default_rng(derive_seed(0, name, "options")).permutation(len(choices))
-        choices = tuple(choices[place] for place in order)
+    if shuffle_options:
+        choices = tuple(choices[place] for place in _order(name, choices))
     return f"{question}\n{_listed(choices)}", letters[choices.index(truth)], choices
+
+
+def _order(name: str, choices: Sequence[str]) -> list[int]:
+    """Which option is shown in each place; options that are letters themselves stay."""
+    if all(len(choice) == 1 and choice.isalpha() for choice in choices):
+        return list(range(len(choices)))
+    return np.random.default_rng(derive_seed(0, name, "options")).permutation(len(choices)).tolist()
 
 
 def _listed(choices: Sequence[str]) -> str:

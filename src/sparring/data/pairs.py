@@ -95,4 +95,6 @@ def teacher_pairs(problems: JsonlProblems | SceneProblems, source: Source, teach
 
 def hold_out(pairs: Pairs, sizes: Sequence[int], seed: int) -> list[Pairs]:
     """Parts of these sizes and what is left for training, as ``sources.hold_out`` draws them."""
-    return [Pairs(part, pairs.targets) for part in sources.hold_out(pairs.source, sizes, seed)]
+    problems = pairs.source.problems
+    pictures = problems.pictures if isinstance(problems, JsonlProblems) else None
+    return [Pairs(part, pairs.targets) for part in sources.hold_out(pairs.source, sizes, seed, pictures=pictures)]

@@ -93,19 +93,36 @@ def _scenes(split: str, num_problems: int, config: SceneConfig) -> Source:
     return Source(f"scenes:{split}", problems, hashlib.sha256(drawn_from.encode()).hexdigest())
 
 
-def hold_out(source: Source, sizes: Sequence[int], seed: int) -> list[Source]:
+REMEDY = "lower --num-validation or --evaluation.num-problems, or name the problems of the test with --test"
+
+
+def hold_out(
+    source: Source,
+    sizes: Sequence[int],
+    seed: int,
+    *,
+    pictures: Sequence[frozenset[Path]] | None = None,
+    remedy: str = REMEDY,
+) -> list[Source]:
     """Parts of these sizes, drawn by ``seed``, and behind them what is left for training.
+
+    Args:
+        pictures: the files of each problem; a problem that shows one of those held out is not trained on.
+        remedy: what the error tells the user to do.
 
     Raises UserError if nothing is left.
     """
     problems = source.problems
-    if len(problems) <= sum(sizes):
-        raise UserError(
-            f"{source.name} has {len(problems)} problems that can be trained on, of which "
-            f"{' + '.join(map(str, sizes))} are to be held out for validation and test: lower --num-validation or "
-            "--evaluation.num-problems, or name the problems of the test with --test"
-        )
     order = torch.randperm(len(problems), generator=generator(derive_seed(seed, "held out"))).tolist()
     bounds = [*accumulate(sizes, initial=0), len(problems)]
-    parts = [order[low:high] for low, high in pairwise(bounds)]
+    *held_out, train = [order[low:high] for low, high in pairwise(bounds)]
+    if pictures is not None:
+        shown = frozenset[Path]().union(*(pictures[index] for part in held_out for index in part))
+        train = [index for index in train if not pictures[index] & shown]
+    if not train:
+        raise UserError(
+            f"{source.name} has {len(problems)} problems that can be trained on, of which "
+            f"{' + '.join(map(str, sizes))} are to be held out, and nothing is left that shows other pictures: {remedy}"
+        )
+    parts = [*held_out, train]
     return [source.part(Selection(problems, part), "part", seed, *sizes, number) for number, part in enumerate(parts)]

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sparring import distributed
@@ -216,7 +217,8 @@ def executed(
     drawn = execute(program, problem.images[attacked_image(problem)], config.language, seed=seed)
     attack = judged(replace(attack, kinds=program.kinds, notes=drawn.notes), drawn.image, config.gate)
     boxes = target_boxes(problem)
-    if any(names_target((e.colour, e.shape), problem.question, boxes) for e in program.edits if isinstance(e, Add)):
+    added = [(edit.colour, edit.shape) for edit in program.edits if isinstance(edit, Add)]
+    if attack.is_fair and any(names_target(words, problem.question, boxes) for words in added):
         return replace(attack, reason="names_target")
     return attack
 
@@ -229,12 +231,14 @@ def judged(attack: Attack, picture: Tensor, gate: GateConfig) -> Attack:
     """
     problem, place = attack.problem, attacked_image(attack.problem)
     original = problem.images[place]
-    if picture.equal(original):
+    if picture.dtype == original.dtype and picture.equal(original):
         return replace(attack, reason="unchanged")
     verdict = judge_edit(original, picture, target_boxes(problem), gate)
     attack = replace(attack, reason=verdict.reason, verdict=verdict)
-    if picture.dtype != original.dtype or picture.shape != original.shape:
+    if verdict.reason in ("dtype", "size", "not_finite"):
         return attack
+    if picture.is_floating_point():
+        picture = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
     return replace(
         attack, edited=replace(problem, images=(*problem.images[:place], picture, *problem.images[place + 1 :]))
     )

@@ -5,7 +5,7 @@ A folder of attacks holds
 | file | what |
 |---|---|
 | ``attacks.jsonl`` | one line per try: problem, program, reason, the gate's figures, how often the defender failed |
-| ``pictures/`` | the edited picture of every try that made one, ``ID-NUMBER.png``; the problem's own, ``ID.png`` |
+| ``pictures/`` | the edited picture of every try that made one, ``ID.NUMBER.png``; the problem's own, ``ID.png`` |
 | ``hard.jsonl`` | to train on: problems, each with the fair attack under which the defender fails most, if it fails |
 | ``clean.jsonl`` | the same problems with their own pictures: what the clean control trains on |
 | ``fair.jsonl`` | problems with their first fair attack, chosen before anyone answered: to test on |
@@ -83,7 +83,7 @@ def curate(
         about: what the manifest says of the players and the data.
         on_progress: called with the number of problems that are done.
     """
-    if (folder / MANIFEST).exists():
+    if distributed.from_main((folder / MANIFEST).exists):
         return read_json(folder / MANIFEST)
     done = _done(folder, config)
     for start in range(0, len(problems), config.batch_size):
@@ -138,7 +138,7 @@ def _write(
             own = _save(folder, attack.problem, name)
         if attack.edited is not None:
             place = attacked_image(attack.problem)
-            edited = f"{PICTURES}/{name}-{number}.png"
+            edited = f"{PICTURES}/{name}.{number}.png"
             to_pillow(attack.edited.images[place] / 255).save(folder / edited)
         records.append(
             {
@@ -155,15 +155,15 @@ def _write(
 
 
 def _save(folder: Path, problem: Problem, name: str) -> list[str]:
-    files = [f"{PICTURES}/{name}{f'-image{i}' if i else ''}.png" for i in range(len(problem.images))]
+    files = [f"{PICTURES}/{name}{f'.image{i}' if i else ''}.png" for i in range(len(problem.images))]
     for file, image in zip(files, problem.images, strict=True):
         to_pillow(image / 255).save(folder / file)
     return files
 
 
 def _file_name(problem_id: str) -> str:
-    """An id as part of a file name: ids are data, and may hold slashes."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in problem_id)
+    """An id as part of a file name without a dot: ids are data, may hold slashes, be long, and differ by case alone."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in problem_id.lower())[:80]
     return plain if plain == problem_id else f"{plain}-{derive_seed(0, problem_id):x}"
 
 
@@ -203,9 +203,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts and shares over tries.
 
     ``gate``: share that is fair. ``success``: mean share of failures over all tries, 0 where one is not fair.
-    ``success_if_fair``: over fair ones; ``failures_clean``: of the same problems with their own pictures.
-    ``broken``: share of fair tries whose answer no longer holds, where the oracle knows; ``refused``: of edits whose
-    answer holds, the share that the gate refused.
+    ``success_if_fair``: over fair ones; ``failures_clean``: of the same tries' problems with their own pictures; None
+    without a fair one. ``broken``: share of fair tries whose answer no longer holds, where the oracle knows;
+    ``refused``: of edits whose answer holds, the share that the gate refused.
     """
     fair = [record for record in records if record["reason"] == "ok"]
     known = [record for record in fair if record["holds"] is not None]
@@ -216,8 +216,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "num_attacks": len(records),
         "gate": len(fair) / max(1, len(records)),
         "success": sum(record["failures"] for record in fair) / max(1, len(records)),
-        "success_if_fair": sum(record["failures"] for record in fair) / max(1, len(fair)),
-        "failures_clean": sum(record["failures_clean"] for record in records) / max(1, len(records)),
+        "success_if_fair": sum(record["failures"] for record in fair) / len(fair) if fair else None,
+        "failures_clean": sum(record["failures_clean"] for record in fair) / len(fair) if fair else None,
         "broken": sum(record["holds"] is False for record in known) / len(known) if known else None,
         "refused": sum(record["reason"] != "ok" for record in holding) / len(holding) if holding else None,
         "reasons": dict(Counter(record["reason"] for record in records).most_common()),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from sparring.data.scenes import SceneConfig
 from sparring.data.stream import ProblemStream
 from sparring.methods import AOT, AOTConfig
 from sparring.methods.aot import DEFENDER
@@ -47,8 +46,6 @@ class AttackerRunConfig:
     """How often to validate and save."""
     num_validation: int = 48
     """Problems, >= 1, of the validation."""
-    data: SceneConfig = field(default_factory=SceneConfig)
-    """How scenes are drawn, where they are the problems."""
     threads: int | None = None
     """CPU threads of torch, >= 1; none takes all cores that this process may use."""
 

@@ -373,7 +373,8 @@ def open_splits(config: RunConfig) -> Splits:
     }
     missing = [part for part in sizes if part not in parts]
     if missing:
-        *held_out, train = hold_out(train, [sizes[part] for part in missing], config.seed)
+        pictures = train.problems.pictures if isinstance(train.problems, JsonlProblems) else None
+        *held_out, train = hold_out(train, [sizes[part] for part in missing], config.seed, pictures=pictures)
         parts |= dict(zip(missing, held_out, strict=True))
     return Splits(train, **parts)
 

@@ -139,7 +139,7 @@ def read_folder(path: Path) -> Folder:
         )
     if (path / "metrics.jsonl").exists() or (path / "test-before.jsonl").exists():
         return read_run(path)
-    if (path / "match.json").exists() or (path / "round-1").exists():
+    if any((path / name).exists() for name in ("match.json", "round-1", "cold-start")):
         return read_match(path)
     raise UserError(
         f"{path} holds no training run (metrics.jsonl), evaluation (card.json or outcomes.jsonl), study (study.json) "
@@ -178,8 +178,8 @@ def read_study(path: Path) -> StudyFolder:
 
 def read_match(path: Path) -> MatchFolder:
     """The match in ``path``: its rounds lie in folders named ``round-<number>``."""
-    rounds = sorted(path.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
-    runs = [(f"round {folder.name.removeprefix('round-')}", folder / "attacker" / "metrics.jsonl") for folder in rounds]
+    numbers = sorted(int(name) for folder in path.glob("round-*") if (name := folder.name[6:]).isdecimal())
+    runs = [(f"round {number}", path / f"round-{number}" / "attacker" / "metrics.jsonl") for number in numbers]
     return MatchFolder(
         path,
         config=read_json(path / "config.json"),

@@ -199,11 +199,14 @@ def _match_verdict(found: MatchFolder) -> str:
     plain = next(iter(match.leagues(found)), None)
     if plain is None:
         return "The match is not finished; what it came to is known after the league."
-    rounds = [place for place, name in enumerate(plain.attackers) if name.startswith("attacker-")]
+    last = f"attacker-{name_of(found.match.get('rounds'))}"
+    rounds = [place for place, name in enumerate(plain.attackers) if name == last]
     rows = dict(plain.rows)
     defenders = [name for name in rows if name.startswith("defender-")]
     controls = [name for name in rows if name.startswith("control-")]
-    if not (rounds and defenders and controls):
+    if not rounds:
+        return "The last attacker made no fair edit, so there is nothing to hold up against."
+    if not (defenders and controls):
         return "The match has no rounds to tell of."
     right = {
         who: _percent(cell.value)
@@ -211,7 +214,7 @@ def _match_verdict(found: MatchFolder) -> str:
         if (cell := rows[name][rounds[-1]]) is not None
     }
     if len(right) < 3:
-        return "The last attacker made no fair edit."
+        return "Not everyone met the last attacker."
     return (
         f"Under fair edits of the last attacker the last defender is right on {right['last']}, its control, trained on "
         f"the same problems as they are, on {right['control']}, and the model that both began as on {right['first']}."

@@ -13,6 +13,7 @@ from sparring.report.values import estimate, number
 
 NUM_SHADES = 8
 """Shades of the league's cells, from the lowest figure of a table to its highest."""
+EXISTENCE = "existence"
 MODES = (("plain", "Greedy answers that are right"), ("strict", "All of three sampled answers are right"))
 
 
@@ -21,6 +22,8 @@ class Cell:
     """One defender under one attacker."""
 
     value: Estimate
+    own: float | None
+    """On the same problems as they are; None under the strict reading."""
     shade: int
     """0 for the lowest of the table to ``NUM_SHADES`` - 1."""
 
@@ -74,35 +77,41 @@ def leagues(found: MatchFolder) -> list[League]:
     tables = []
     for mode, title in MODES:
         figures = {
-            name: [estimate(own.get("attacked", {}).get(label, {}).get(mode)) for label in labels]
+            name: [(under.get(label, {}).get("own"), estimate(under.get(label, {}).get(mode))) for label in labels]
             for name, own in defenders.items()
+            if (under := own.get("attacked", {}))
         }
-        known = [value.value for row in figures.values() for value in row if value is not None]
+        known = [value.value for row in figures.values() for _, value in row if value is not None]
         if known:
-            rows = [(name_of(name), [_cell(value, known) for value in row]) for name, row in figures.items()]
+            rows = [
+                (name_of(name), [_cell(value, number(own) if mode == "plain" else None, known) for own, value in row])
+                for name, row in figures.items()
+            ]
             tables.append(League(title, [name_of(label) for label in labels], rows))
     return tables
 
 
 def others(found: MatchFolder) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
-    """Conditions, and each defender's accuracy under them, with the F1 of questions whether something is there."""
+    """Conditions, and each defender's accuracy under them, with the F1 of questions whether something is there and the
+    share to which it says yes."""
     defenders = found.match.get("defenders", {})
     labels = list(dict.fromkeys(label for own in defenders.values() for label in own.get("conditions", {})))
     rows = []
+    known = [label for label in labels if label != EXISTENCE]
     for name, own in defenders.items():
         under = own.get("conditions", {})
-        figure = {"existence": "f1"}
-        rows.append((name_of(name), [number(under.get(la, {}).get(figure.get(la, "value"))) for la in labels]))
-    shown = ["existence, F1" if label == "existence" else name_of(label) for label in labels]
-    return shown, rows
+        values = [number(under.get(label, {}).get("value")) for label in known]
+        existence = [number(under.get(EXISTENCE, {}).get(figure)) for figure in ("f1", "yes_ratio")]
+        rows.append((name_of(name), [*values, *existence]))
+    return ([*map(name_of, known), "existence, F1", "says yes"] if labels else []), rows
 
 
-def _cell(value: Estimate | None, known: Sequence[float]) -> Cell | None:
+def _cell(value: Estimate | None, own: float | None, known: Sequence[float]) -> Cell | None:
     if value is None:
         return None
     low, high = min(known), max(known)
     place = (value.value - low) / (high - low) if high > low else 0.5
-    return Cell(value, min(NUM_SHADES - 1, int(place * NUM_SHADES)))
+    return Cell(value, own, min(NUM_SHADES - 1, int(place * NUM_SHADES)))
 
 
 def _counts(found: Mapping[str, Any]) -> list[tuple[str, int]]:

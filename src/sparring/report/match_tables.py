@@ -24,7 +24,11 @@ def _grids(record: Mapping[str, Any]) -> list[Grid]:
     defenders = record["defenders"]
     grids = [
         _rounds(record["attackers"]),
-        _league("Right on held-out attacks (%), greedy", defenders, "plain"),
+        _league(
+            "Right on held-out attacks (%), greedy; behind the stroke: on the same problems as they are",
+            defenders,
+            "plain",
+        ),
         _league("Right in all of three sampled answers (%)", defenders, "strict"),
     ]
     return grids + ([_conditions(defenders)] if any(own["conditions"] for own in defenders.values()) else [])
@@ -44,7 +48,7 @@ def _rounds(attackers: Mapping[str, Mapping[str, Any]]) -> Grid:
 def _league(title: str, defenders: Mapping[str, Any], mode: str) -> Grid:
     labels = list(next(iter(defenders.values()))["attacked"])
     rows = [
-        (Cell(name), *(Cell(_with_interval(own["attacked"][label][mode])) for label in labels))
+        (Cell(name), *(Cell(_attacked(own["attacked"][label], mode)) for label in labels))
         for name, own in defenders.items()
     ]
     return Grid(title, ("defender", *labels), tuple(rows))
@@ -56,13 +60,17 @@ def _conditions(defenders: Mapping[str, Any]) -> Grid:
     for name, own in defenders.items():
         existence = own["conditions"].get("existence") or {}
         cells = [Cell(_percent(own["conditions"][label]["value"])) for label in labels]
-        rows.append((Cell(name), *cells, Cell(_percent(existence.get("f1")))))
-    return Grid("Right on other tests (%)", ("defender", *labels, "existence F1"), tuple(rows))
+        rows.append(
+            (Cell(name), *cells, Cell(_percent(existence.get("f1"))), Cell(_percent(existence.get("yes_ratio"))))
+        )
+    return Grid("Right on other tests (%)", ("defender", *labels, "existence F1", "says yes"), tuple(rows))
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def _with_interval(found: Mapping[str, float]) -> str:
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.0f} to {100 * found['high']:.0f})"
+def _attacked(found: Mapping[str, Any], mode: str) -> str:
+    figure = found[mode]
+    text = f"{100 * figure['value']:.1f} ({100 * figure['low']:.0f} to {100 * figure['high']:.0f})"
+    return f"{text} / {100 * found['own']:.1f}" if mode == "plain" else text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def write_pairs(folder: Path, problems: Sequence[Problem], config: EditorConfig)
         problem = problems[index]
         effective = sorted(filter(_is_effective, tries[problem.id]), key=lambda record: -record["failures"])
         if effective:
-            row = row_of(attack_prompt(problem, config), tries[problem.id][0]["own_pictures"])
+            # The options of a multiple-choice question are part of its text already.
+            asked = replace(attack_prompt(problem, config), choices=(), answer_kind="text")
+            row = row_of(asked, tries[problem.id][0]["own_pictures"])
             rows.append({**row, "responses": [record["text"] for record in effective[:MOST_PROGRAMS]]})
     write_text(folder / PAIRS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
@@ -59,7 +62,8 @@ def teach(config: MatchConfig, pairs: Path, folder: Path, *, on_step: OnStep | N
     settings = sft.SFTRunConfig(
         steps=config.cold_start.steps,
         seed=config.seed,
-        model=config.defender,
+        # As it will be asked: an instruction of how to answer is the defender's.
+        model=replace(config.defender, instruction=""),
         sampling=config.sampling,
         optim=OptimConfig(
             learning_rate=config.cold_start.learning_rate,
@@ -78,8 +82,8 @@ def teach(config: MatchConfig, pairs: Path, folder: Path, *, on_step: OnStep | N
         splits = sft.open_splits(settings)
     except UserError as error:
         raise UserError(
-            f"{error}; too few random edits make the defender fail: raise --cold-start.num-problems or "
-            "--cold-start.num-proposals, or give a trained attacker with --attacker"
+            f"{error}; too few random edits make the defender fail: begin another match (--out) with more "
+            "--cold-start.num-problems or --cold-start.num-proposals, or give a trained attacker with --attacker"
         ) from error
     with sft.prepare(settings, folder, splits, on_step=on_step) as run:
         run.trainer.resume()

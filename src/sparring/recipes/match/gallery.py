@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from sparring import distributed
 from sparring.data.pictures import read_picture
-from sparring.evaluation.gallery import GALLERY, INDEX, add_example
+from sparring.evaluation.gallery import GALLERY, add_example
 from sparring.models.policy import Policy
 from sparring.opponents.attacker import EDITED, attacked_image
 from sparring.pipelines.curation import ATTACKS
@@ -26,20 +27,23 @@ MAX_ROWS = 64
 
 def write_match_gallery(match: Match) -> None:
     """Write ``gallery/`` of a match, unless it is there."""
-    folder = match.folder / GALLERY
-    if (folder / INDEX).exists():
+    done, folder = match.folder / GALLERY, match.folder / f"{GALLERY}.draft"
+    if distributed.from_main(done.exists):
         return
     if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
     shown: dict[str, int] = {}
     problems = {problem.id: problem for problem in (match.court.held_out[i] for i in range(len(match.court.held_out)))}
     for number in range(match.config.rounds, 0, -1):
         attacks = match.held_out_attacks()[f"attacker-{number}"]
         chosen = _chosen(read_jsonl(attacks / ATTACKS), shown)
         if chosen:
-            defender = load_player(match.config, match.defender(number - 1))
+            defender = load_player(replace(match.config.defender, path=match.defender(number - 1)))
             with Grader(match.config.reward) as grader:
                 _write(folder, attacks, chosen, problems, defender, grader, match.config.sampling, number)
+    if distributed.is_main():
+        folder.rename(done)
 
 
 def _chosen(records: Sequence[Mapping[str, Any]], shown: dict[str, int]) -> list[Mapping[str, Any]]:

@@ -19,18 +19,19 @@ from sparring.evaluation.threats import CLEAN as SHOWN_AS_IT_IS
 from sparring.evaluation.training_test import EvaluationConfig
 from sparring.models.policy import Policy
 from sparring.pipelines.curation import FAIR, MANIFEST
-from sparring.provenance import read_json, write_text
+from sparring.provenance import read_json, read_jsonl, write_text
 from sparring.recipes.match.match import CONTROL, DEFENDER, Match, load_player
 from sparring.recipes.match.values import MatchConfig
 from sparring.recipes.robustness import LARGE
 from sparring.recipes.study.conditions import Condition, measure, scores, under
 from sparring.rewards import Grader
 from sparring.rollout import SamplingConfig
+from sparring.trainer import METRICS
 from sparring.types import Problem
 
 LEAGUE, RECORD = "league", "match.json"
 TRIALS = 3
-"""Sampled answers that must all be right under the strict reading, which is that of AOT's evaluation."""
+"""Answers that must all be right under the strict reading. AOT's evaluation has three, too, at temperature 0."""
 OWN = "own pictures"
 """The problems that attacks are held out on, as they are."""
 
@@ -55,10 +56,28 @@ def play_league(match: Match) -> dict[str, Any]:
     for kind in (DEFENDER, CONTROL):
         players |= {f"{kind}-{n}": match.defender(n, kind) for n in range(1, config.rounds + 1)}
     tests = {name: _tested(match, name, path, sets) for name, path in players.items()}
-    record = {"rounds": config.rounds, "seed": config.seed, "attackers": manifests, "defenders": tests}
+    record = {
+        "rounds": config.rounds,
+        "seed": config.seed,
+        "attackers": manifests,
+        "defenders": tests,
+        "training": {name: _work(Path(path)) for name, path in players.items() if not name.endswith("-0")},
+    }
     if distributed.is_main():
         write_text(match.folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return record
+
+
+def _work(model: Path) -> dict[str, float]:
+    """Of the run that a model is from: optimizer steps that were made, and problems drawn for them. With dynamic
+    sampling neither is the same for a defender and its control."""
+    records = [record for record in read_jsonl(model.parents[2] / METRICS) if "reward" in record]
+    return {
+        "steps": len(records),
+        "updates": sum("loss" in record for record in records),
+        "draws": sum(record["draws"] for record in records),
+        "without_signal": sum(record["without_signal"] for record in records) / max(1, len(records)),
+    }
 
 
 def _tested(match: Match, name: str, path: str, sets: dict[str, Path]) -> dict[str, Any]:
@@ -69,7 +88,7 @@ def _tested(match: Match, name: str, path: str, sets: dict[str, Path]) -> dict[s
     files = {**{f"{label}-{mode}": None for label in labels for mode in ("greedy", "strict")}, "conditions": None}
     if not all((folder / f"{file}.jsonl").exists() for file in files):
         match.say(f"league: {name}")
-        policy = load_player(config, path)
+        policy = load_player(replace(config.defender, path=path))
         with Grader(config.reward) as grader:
             for label, problems in labels.items():
                 for mode, sampling, num in _modes(config.sampling):
@@ -109,13 +128,16 @@ def _keep(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _attacked_figures(folder: Path, label: str) -> dict[str, Any]:
-    """Plain accuracy with its interval, and the share of problems that all trials get right."""
-    greedy = [outcome.is_correct for outcome in read_outcomes(folder / f"{label}-greedy.jsonl")]
+    """Plain accuracy with its interval, the share of problems that all trials get right, and as ``own`` the plain
+    accuracy on the same problems as they are."""
+    answered = {outcome.problem_id: outcome.is_correct for outcome in read_outcomes(folder / f"{label}-greedy.jsonl")}
+    greedy = list(answered.values())
     trials: dict[str, list[bool]] = {}
     for outcome in read_outcomes(folder / f"{label}-strict.jsonl"):
         trials.setdefault(outcome.problem_id, []).append(outcome.is_correct)
     strict = [all(of_problem) for of_problem in trials.values()]
-    figures = {}
+    own = {outcome.problem_id: outcome.is_correct for outcome in read_outcomes(folder / f"{OWN}-greedy.jsonl")}
+    figures: dict[str, Any] = {"own": sum(own[problem] for problem in answered) / len(answered)}
     for name, right in (("plain", greedy), ("strict", strict)):
         found = wilson_interval(sum(right), len(right))
         figures[name] = {"value": found.value, "low": found.low, "high": found.high, "num": len(right)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,18 @@ from sparring.provenance import append_jsonl, read_json
 from sparring.recipes.attacking import AttackerRunConfig, train_attacker
 from sparring.recipes.match.cold_start import PAIRS, teach, write_pairs
 from sparring.recipes.match.values import MatchConfig
-from sparring.recipes.run import CONFIG, PROVENANCE, RunConfig, load_policy, prepare, surroundings, use_threads
+from sparring.recipes.run import (
+    CONFIG,
+    PROVENANCE,
+    ModelConfig,
+    RunConfig,
+    changed_since,
+    chosen_precision,
+    load_policy,
+    prepare,
+    surroundings,
+    use_threads,
+)
 from sparring.rewards import Grader
 from sparring.seeding import derive_seed
 from sparring.trainer import CHECKPOINTS, OnStep, TrainerConfig
@@ -50,6 +62,8 @@ class Court:
     held_out: Sequence[Problem]
     scenes: Sequence[SceneProblems] = ()
     """Where they are from, if they are generated: these know whether an answer still holds."""
+    fingerprint: str | None = None
+    """Of a file's rows and pictures; None for scenes, which the configuration tells."""
 
 
 def open_court(config: MatchConfig) -> Court:
@@ -59,17 +73,26 @@ def open_court(config: MatchConfig) -> Court:
         scenes = [SceneProblems(split, num, config.data) for split, num in parts.items()]
         # Whether something is there that is not has no box. Nothing need be drawn to know.
         train, held_out = ([i for i in range(len(own)) if own.asked(i)[1].things] for own in scenes)
+        if not train or not held_out:
+            raise UserError("none of these scenes has a question with boxes: raise --data.num-train or --num-held-out")
         return Court(Selection(scenes[0], train), Selection(scenes[1], held_out[: config.num_held_out]), scenes)
     file = JsonlProblems(config.file, on_bad=config.on_bad)
-    problems = Selection(file, [i for i in range(len(file)) if file[i].boxes])
-    if not len(problems):
+    boxed = [i for i in range(len(file)) if file[i].boxes]
+    problems = Selection(file, boxed)
+    if not boxed:
         raise UserError(
             f"{config.file}: no row has boxes of the objects that its question needs, so that nothing tells an attack "
             "from a broken question"
         )
     source = Source(config.file.name, problems, file.fingerprint, tuple(file.bad))
-    held_out_part, train_part = hold_out(source, [config.num_held_out], config.seed)
-    return Court(train_part.problems, held_out_part.problems)
+    held_out_part, train_part = hold_out(
+        source,
+        [config.num_held_out],
+        config.seed,
+        pictures=[file.pictures[i] for i in boxed],
+        remedy="lower --num-held-out",
+    )
+    return Court(train_part.problems, held_out_part.problems, fingerprint=file.fingerprint)
 
 
 class Match:
@@ -90,8 +113,9 @@ class Match:
         use_threads(config.threads)
         self._begin()
         self.say(f"random edits against the first defender, {len(self.court.held_out)} problems")
-        self._attack_held_out(RandomAttacker(config.attack.edits), self.defender(0), self.folder / RANDOM / HELD_OUT)
-        if config.attacker is None:
+        edits = RandomAttacker(config.attack.edits)
+        self._attack_held_out(lambda: edits, self.defender(0), self.folder / RANDOM / HELD_OUT)
+        if config.attacker is None and config.cold_start.steps:
             self._cold_start()
         for number in range(1, config.rounds + 1):
             self._round(number)
@@ -131,25 +155,33 @@ class Match:
             if mine != theirs:
                 names = ", ".join(name for name in mine if mine[name] != theirs[name])
                 raise ConfigError(f"{path} differs from this match in: {names}; take its settings or another --out")
+        model, precision = fingerprint(self.config.defender.path), chosen_precision(self.config.defender)
+        if path.exists():
+            changed = changed_since(self.folder, model, precision, self.court.fingerprint)
+            if changed:
+                raise ConfigError(
+                    f"{self.folder} was begun with another {changed}: finish it with that one, or begin another match"
+                )
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            model = fingerprint(self.config.defender.path)
-            append_jsonl(self.folder / PROVENANCE, {**surroundings(self.config.seed), "model": model})
+            now = {"model": model, "precision": precision, "data": self.court.fingerprint}
+            append_jsonl(self.folder / PROVENANCE, {**surroundings(self.config.seed), **now})
             write_config(self.config, path)
 
     def _cold_start(self) -> None:
         """Random edits, those that work as pairs, and a model that learns to write such."""
         config, folder = self.config, self.folder / COLD_START
         edits = config.attack.edits
-        problems = self._some(config.cold_start.num_problems, 0)
-        self.say(f"cold start: random edits of {len(problems)} problems")
         start = config.cold_start
+        problems = self._some(start.num_problems, first=0)
+        self.say(f"cold start: random edits of {len(problems)} problems")
         proposals = replace(config.curation, num_attacks=start.num_proposals, num_draws=start.num_draws)
-        self._curate(RandomAttacker(edits), self.defender(0), problems, proposals, folder / ATTACKS, "cold start")
-        if not (folder / ATTACKS / PAIRS).exists():
-            num = distributed.from_main(lambda: write_pairs(folder / ATTACKS, problems, edits))
-            self.say(f"cold start: {num} problems have an edit that makes the defender fail")
-        pairs, run, steps = folder / ATTACKS / PAIRS, folder / ATTACKER, config.cold_start.steps
+        self._curate(
+            lambda: RandomAttacker(edits), self.defender(0), problems, proposals, folder / ATTACKS, "cold start"
+        )
+        num = distributed.from_main(lambda: write_pairs(folder / ATTACKS, problems, edits))
+        self.say(f"cold start: {num} problems have an edit that makes the defender fail")
+        pairs, run, steps = folder / ATTACKS / PAIRS, folder / ATTACKER, start.steps
         self._train("cold start: attacker", steps, run, lambda show: teach(config, pairs, run, on_step=show))
 
     def _round(self, number: int) -> None:
@@ -164,23 +196,26 @@ class Match:
             run,
             lambda show: train_attacker(settings, run, self.court.train, validation, on_step=show),
         )
-        attacker = EditAttacker(
-            load_policy(replace(config.defender, path=self.attacker(number), instruction="")),
-            config.attack.edits,
-            config.sampling,
-            max_rows=MAX_ROWS,
-            name=f"attacker-{number}",
-        )
+        attacker = cache(partial(self._load_attacker, number))
         last = self.defender(number - 1)
         self.say(f"round {number}: attacks to learn from, and on held-out problems")
-        problems = self._some(config.num_curated, number)
+        first = config.cold_start.num_problems + (number - 1) * config.num_curated
+        problems = self._some(config.num_curated, first)
         manifest = self._curate(attacker, last, problems, config.curation, folder / ATTACKS, f"round {number}")
         self._attack_held_out(attacker, last, folder / HELD_OUT)
+        # Not beside what is trained next.
+        attacker.cache_clear()
         if not manifest["num_hard"]:
             self.say(f"round {number}: no fair attack makes the defender fail; it stays as it is")
             return
         for kind, data in ((DEFENDER, HARD), (CONTROL, CLEAN)):
             self._defend(number, kind, folder / ATTACKS / data)
+
+    def _load_attacker(self, number: int) -> EditAttacker:
+        """The attacker of a round, as it was after its last step."""
+        config = self.config
+        policy = load_player(replace(config.defender, path=self.attacker(number), instruction=""))
+        return EditAttacker(policy, config.attack.edits, config.sampling, max_rows=MAX_ROWS, name=f"attacker-{number}")
 
     def _attacker_config(self, number: int) -> AttackerRunConfig:
         config = self.config
@@ -193,7 +228,6 @@ class Match:
             reward=config.reward,
             optim=config.attacker_optim,
             trainer=TrainerConfig(validate_every=10, save_every=10, keep_last=1),
-            data=config.data,
             threads=config.threads,
         )
 
@@ -237,25 +271,29 @@ class Match:
         if not is_finished:
             raise KeyboardInterrupt
 
-    def _attack_held_out(self, attacker: Attacker, defender: str, folder: Path) -> None:
+    def _attack_held_out(self, attacker: Callable[[], Attacker], defender: str, folder: Path) -> None:
         """One try at each held-out problem: what an attacker does when it is not given a choice."""
         tries = replace(self.config.curation, num_attacks=1)
         self._curate(attacker, defender, self.court.held_out, tries, folder, "held out")
 
     def _curate(
         self,
-        attacker: Attacker,
+        attacker: Callable[[], Attacker],
         defender: str,
         problems: Sequence[Problem],
         curation: CurationConfig,
         folder: Path,
         purpose: str,
     ) -> dict[str, Any]:
+        """A folder of attacks, for which nobody is loaded if it is finished."""
         config = self.config
+        if distributed.from_main((folder / MANIFEST).exists):
+            return read_json(folder / MANIFEST)
+        made = attacker()
         with Grader(config.reward) as grader:
             return curate(
-                attacker,
-                load_policy(replace(config.defender, path=defender)),
+                made,
+                load_player(replace(config.defender, path=defender)),
                 grader,
                 problems,
                 curation,
@@ -263,14 +301,27 @@ class Match:
                 folder,
                 seed=derive_seed(config.seed, purpose),
                 max_rows=MAX_ROWS,
-                about={"attacker": attacker.name, "defender": fingerprint(defender)},
+                about={"attacker": made.name, "defender": fingerprint(defender)},
                 oracle=self._holds,
+                on_progress=self._quarters(len(problems)),
             )
 
-    def _some(self, num: int, number: int) -> Selection:
-        """``num`` training problems, others in every round as long as there are others."""
+    def _quarters(self, total: int) -> Callable[[int], None]:
+        """What says how far a folder of attacks is, now and then."""
+        told = set[int]()
+
+        def show(num_done: int) -> None:
+            quarter = 4 * num_done // total
+            if quarter and quarter not in told:
+                told.add(quarter)
+                self.say(f"attacked {num_done} of {total} problems")
+
+        return show
+
+    def _some(self, num: int, first: int) -> Selection:
+        """``num`` training problems from place ``first`` on; behind the last they begin anew."""
         count = len(self.court.train)
-        return Selection(self.court.train, [(number * num + i) % count for i in range(min(num, count))])
+        return Selection(self.court.train, [(first + i) % count for i in range(min(num, count))])
 
     def _holds(self, attack: Attack) -> bool | None:
         """Whether a scene's answer still holds; None for other problems, and without an edit."""
@@ -286,6 +337,8 @@ class Match:
         return None
 
 
-def load_player(config: MatchConfig, path: str) -> Policy:
-    """A model of the match as it answers."""
-    return load_policy(replace(config.defender, path=path))
+def load_player(model: ModelConfig) -> Policy:
+    """A model that samples and is not trained; of several ranks each holds its part."""
+    policy = load_policy(model)
+    policy.shard()
+    return policy

@@ -50,6 +50,8 @@ class ColdStartConfig:
         for name in ("num_problems", "num_proposals", "num_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be > 0: usual is 4e-4 for the bundled model")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 starts from the model as it is")
 
@@ -107,6 +109,15 @@ class MatchConfig:
         for name in ("rounds", "num_curated", "num_held_out", "num_test", "attacker_steps", "defender_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if self.sampling.greedy:
+            raise ValueError("sampling.greedy is for testing: in training all programs of a group would be the same")
+        if self.reward.answer_by != "rules":
+            raise ValueError(f"reward.answer_by={self.reward.answer_by}: a match has no judge; take rules")
+        if (self.attack.defender, self.attack.instruction) != (AOTConfig.defender, AOTConfig.instruction):
+            raise ValueError(
+                "attack.defender and attack.instruction are the match's own: name the first defender with "
+                "defender.path and defender.instruction"
+            )
         if "counting" in self.data.families:
             raise ValueError(
                 "data.families holds counting: any object that is added changes a count, and no box protects it; leave "
