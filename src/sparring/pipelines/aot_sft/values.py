@@ -54,8 +54,8 @@ class StagesConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
         if not 0 <= self.min_box <= self.max_box <= 1:
             raise ValueError(
-                f"min_box={self.min_box} and max_box={self.max_box} must satisfy 0 <= min_box <= max_box <= 1: they are "
-                "shares of the picture"
+                f"min_box={self.min_box} and max_box={self.max_box} must satisfy 0 <= min_box <= max_box <= 1: "
+                "they are shares of the picture"
             )
         if not 0 <= self.right_after < self.right_before <= 1:
             raise ValueError(
