@@ -498,7 +498,10 @@ def _data_aot_sft(arguments: list[str], prog: str) -> int:
     with _hint_at(command), TestingProgress(console, "making pairs", total) as progress:
         manifest = making.run(lambda num_done: progress.show(num_done, total))
     console.print(stages_table(manifest["stages"]))
-    _say(console, "effective: {kept} of {of} that were painted".format(**manifest["effective"]))
+    _say(
+        console,
+        "effective: {kept} of {of} distractors where the model knows the answer".format(**manifest["effective"]),
+    )
     _say(console, "failing without any distractor: {failing} of {of} problems".format(**manifest["control"]))
     _say(console, f"pairs: {manifest['num_pairs']}, in {config.out}")
     return int(manifest["num_pairs"] == 0)

@@ -29,7 +29,8 @@ from sparring.pipelines.aot_sft.checks import ask_about, box_fault, fault_of, pr
 from sparring.pipelines.aot_sft.extending import MirrorExtender, SceneExtender, border_of, extended_by, keep, unusable
 from sparring.pipelines.aot_sft.folder import counts, file_name
 from sparring.pipelines.aot_sft.proposals import box_of, program_of, random_proposer, read_proposals
-from sparring.pipelines.aot_sft.values import Extended, Proposal, StagesConfig
+from sparring.pipelines.aot_sft.stages import Stages
+from sparring.pipelines.aot_sft.values import Extended, PainterConfig, Proposal, StagesConfig
 from sparring.pipelines.teaching import EndpointTeacher
 from sparring.recipes.aot_sft import AOTSFTConfig, HelperConfig, open_making
 from sparring.recipes.run import ModelConfig
@@ -469,6 +470,41 @@ def test_a_server_that_fails_ends_the_run_which_goes_on_later(data: Path, tmp_pa
         assert open_making(config_at(server, data, tmp_path / "out")).run()["num_pairs"] == 5
 
 
+def with_copy(image: torch.Tensor) -> torch.Tensor:
+    """With a smaller red square within columns 3 to 20 and rows 4 to 19."""
+    copied = image.clone()
+    copied[:, 5:19, 5:19] = image[:, 32:46, 32:46]
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("paint", "reason"),
+    [
+        (lambda image, is_new: image, "unchanged"),
+        (lambda image, is_new: torch.where(is_new, 40, 255 - image), "target_changed"),
+        (lambda image, is_new: with_copy(image), "duplicate_target"),
+    ],
+)
+def test_what_a_painter_makes_has_to_pass_the_gate(paint: Any, reason: str) -> None:
+    places: list[tuple[int, int]] = []
+
+    def painter(image: torch.Tensor, is_new: torch.Tensor, prompt: str, seed: int) -> torch.Tensor:
+        assert prompt == "wooden clock" and image.equal(problem().images[0])
+        places.append((int(is_new.sum()), int(is_new[4:20, 3:21].sum())))
+        painted: torch.Tensor = paint(image, is_new)
+        return painted
+
+    def propose(problems: Sequence[Problem]) -> list[list[Proposal | str]]:
+        return [[Proposal(Box(3.5, 4, 20.2, 19.1), "wooden clock")] for _ in problems]
+
+    # The base model is not asked about what the gate refuses.
+    stages = Stages(CONFIG, keep, propose, None, None, 0, painter=painter)  # type: ignore[arg-type]
+    (found,) = stages.run([problem()])
+    assert (found.stage, found.reason, found.program) == ("implant", reason, None)
+    # Whole pixels around the box: columns 3 to 20, rows 4 to 19.
+    assert places == [(18 * 16, 18 * 16)]
+
+
 def test_counts_follow_the_candidates_from_stage_to_stage() -> None:
     def record(name: str, stage: str, reason: str) -> dict[str, str]:
         return {"problem_id": name, "stage": stage, "reason": reason}
@@ -515,7 +551,11 @@ def test_bad_settings_are_named(changes: dict[str, Any], named: str) -> None:
 def test_greedy_answers_are_drawn_once_and_every_field_is_explained() -> None:
     with pytest.raises(ValueError, match="num_draws=4"):
         AOTSFTConfig(temperature=None)
-    for config in (AOTSFTConfig, HelperConfig, StagesConfig):
+    with pytest.raises(ValueError, match=r"painter.path=''"):
+        AOTSFTConfig(implants="paint")
+    with pytest.raises(ValueError, match=r"painter.path='x'"):
+        AOTSFTConfig(painter=PainterConfig("x"))
+    for config in (AOTSFTConfig, HelperConfig, PainterConfig, StagesConfig):
         assert undocumented_fields(config) == []
 
 

@@ -18,16 +18,16 @@ from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
-from sparring.pipelines.aot_sft.extending import Extender, MirrorExtender, SceneExtender, keep
+from sparring.pipelines.aot_sft.extending import Extender, MirrorExtender, PaintedExtender, SceneExtender, keep
 from sparring.pipelines.aot_sft.folder import begin, build
 from sparring.pipelines.aot_sft.proposals import model_proposer, random_proposer
 from sparring.pipelines.aot_sft.stages import Stages
-from sparring.pipelines.aot_sft.values import StagesConfig
+from sparring.pipelines.aot_sft.values import Painter, PainterConfig, StagesConfig
 from sparring.pipelines.teaching import EndpointTeacher, PolicyTeacher, Teacher
 from sparring.provenance import append_jsonl
 from sparring.recipes import judging
 from sparring.recipes.judging import JudgeConfig
-from sparring.recipes.run import ModelConfig, check_threads, load_policy, surroundings, use_threads
+from sparring.recipes.run import ModelConfig, check_threads, join_ranks, load_policy, surroundings, use_threads
 from sparring.recipes.study.run_folder import FolderLock
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
@@ -81,8 +81,13 @@ class AOTSFTConfig:
     """Where the pictures are from, for the manifest; empty says generated of scenes, and not stated of a file."""
     license: str = ""
     """Their licence, likewise."""
-    extend: Literal["auto", "mirror"] = "auto"
-    """Larger pictures by drawing on (auto, of scenes) or by mirrored, blurred borders (mirror, and auto of files)."""
+    extend: Literal["auto", "mirror", "paint"] = "auto"
+    """Larger pictures by drawing on (auto, of scenes), by mirrored, blurred borders (mirror, and auto of files), or by
+    the painter."""
+    implants: Literal["draw", "paint"] = "draw"
+    """Distractors drawn by edit programs, or painted by the painter: then there are no programs to learn from."""
+    painter: PainterConfig = field(default_factory=PainterConfig)
+    """The inpainting pipeline, where it is to paint."""
     checks: Literal["rules", "model"] = "rules"
     """Who checks extended pictures: rules from pixels, or they and the helper."""
     proposals: Literal["random", "model"] = "random"
@@ -112,8 +117,17 @@ class AOTSFTConfig:
             raise ValueError(
                 f"stages.num_draws={self.stages.num_draws}: greedy answers are all the same; draw 1, or set temperature"
             )
+        if self.needs_painter != bool(self.painter.path):
+            raise ValueError(
+                f"painter.path={self.painter.path!r}, extend={self.extend!r} and implants={self.implants!r} do not go "
+                "together: name a pipeline there if, and only if, one of them is 'paint'"
+            )
         check_threads(self.threads)
         judging.check_judge(self.reward, self.judge)
+
+    @property
+    def needs_painter(self) -> bool:
+        return "paint" in (self.extend, self.implants)
 
     @property
     def needs_helper(self) -> bool:
@@ -164,6 +178,7 @@ class Making:
     problems: Source
     base: _Player
     helper: _Player | None
+    painter: Painter | None
 
     def run(self, on_progress: Callable[[int], None] = lambda num_done: None) -> Mapping[str, Any]:
         """The manifest of the whole folder, the part of earlier calls included.
@@ -203,12 +218,15 @@ class Making:
             self.base.teacher(answers, config.max_rows, "--endpoint"),
             grader,
             config.seed,
+            painter=self.painter if config.implants == "paint" else None,
             checker=helper if config.checks == "model" else None,
         )
 
     def _extender(self) -> Extender:
         if self.config.stages.scale == 1:
             return keep
+        if self.painter is not None and self.config.extend == "paint":
+            return PaintedExtender(self.config.stages, self.painter)
         problems = self.problems.problems
         if isinstance(problems, SceneProblems) and self.config.extend == "auto":
             return SceneExtender(problems, self.config.stages)
@@ -225,6 +243,8 @@ class Making:
             "reward": to_dict(config.reward),
             **({"judge": judging.what_counts(config.judge)} if config.reward.answer_by == "judge" else {}),
             "extend": config.extend,
+            "implants": config.implants,
+            **({"painter": _painter_counts(config.painter)} if self.painter is not None else {}),
             "checks": config.checks,
             "proposals": config.proposals,
             **({"helper": self.helper.what_counts()} if self.helper is not None else {}),
@@ -247,8 +267,26 @@ def open_making(config: AOTSFTConfig) -> Making:
     source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
     sampling = SamplingConfig(config.temperature or 1.0, config.max_new_tokens, greedy=config.temperature is None)
     base = _Player.opened(config.model, config.endpoint, sampling, "--endpoint")
+    painter = _open_painter(config) if config.needs_painter else None
     if not config.needs_helper:
-        return Making(config, source, base, None)
+        return Making(config, source, base, None, painter)
     asked = config.helper
     plain = SamplingConfig(max_new_tokens=asked.max_new_tokens, greedy=True)
-    return Making(config, source, base, _Player.opened(asked.model, asked.endpoint, plain, "--helper.endpoint"))
+    return Making(
+        config, source, base, _Player.opened(asked.model, asked.endpoint, plain, "--helper.endpoint"), painter
+    )
+
+
+def _open_painter(config: AOTSFTConfig) -> Painter:
+    try:
+        from sparring.pipelines.aot_sft.diffusers import Inpainter
+    except ImportError as error:
+        raise UserError(f"painting needs the package diffusers ({error}): pip install 'sparring[diffusion]'") from error
+    return Inpainter(config.painter, join_ranks(config.model))
+
+
+def _painter_counts(config: PainterConfig) -> dict[str, Any]:
+    """All that painted pictures depend on beside picture and words."""
+    folder = Path(config.path)
+    parts = {part.name: fingerprint(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+    return {**to_dict(config), "path": None, "parts": parts}

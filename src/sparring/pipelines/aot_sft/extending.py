@@ -1,7 +1,8 @@
 """Stage 1: the original becomes part of a larger picture, pixel for pixel, and its boxes move along.
 
-The paper outpaints with a model that it does not name. Here scenes are drawn further, with unrelated objects around
-them; any other picture gets borders of its own mirrored, blurred edges, which add size and no objects.
+The paper outpaints with a model that it does not name. Here an inpainting pipeline may paint the new part. Without one,
+scenes are drawn further, with unrelated objects around them, and any other picture gets borders of its own mirrored,
+blurred edges, which add size and no objects.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from sparring.data.scenes.questions import Question
 from sparring.data.scenes.world import COLOURS, SHAPES, UNSEEN_PAIRS, UNSEEN_TEXTURES, Scene, Thing, draw_thing, render
 from sparring.opponents.attacker import attacked_image
 from sparring.opponents.edits.executor import SMALLEST
-from sparring.pipelines.aot_sft.values import Extended, StagesConfig
+from sparring.pipelines.aot_sft.values import Extended, Painter, StagesConfig
 from sparring.types import Problem
 
 Extender = Callable[[Problem, int], Extended | str]
 """From a problem and a seed, the extended problem, or why there is none."""
+
+OUTPAINT = "the scene goes on, with many different things around, one natural picture"
+"""What a model is told to paint around a picture. Ours."""
 
 _TRIES = 400
 _MARGIN = 3
@@ -73,6 +77,20 @@ class MirrorExtender:
         weight = np.clip(_distance(sides, (height, width), left, top) / (_RAMP * min(sides)), 0, 1)[..., None]
         mixed = mirrored * (1 - weight) + blurred * weight
         return extended_by(problem, np.rint(mixed).astype(np.uint8), left, top)
+
+
+class PaintedExtender:
+    """Borders painted by a model, which begins with those of ``MirrorExtender``; the original stays as it is."""
+
+    def __init__(self, config: StagesConfig, painter: Painter) -> None:
+        self._mirror = MirrorExtender(config)
+        self._painter = painter
+
+    def __call__(self, problem: Problem, seed: int) -> Extended:
+        found = self._mirror(problem, seed)
+        image = found.problem.images[attacked_image(problem)]
+        painted = self._painter(image, border_of(found), OUTPAINT, seed)
+        return extended_by(problem, painted.permute(1, 2, 0).numpy(), found.left, found.top)
 
 
 class SceneExtender:

@@ -4,7 +4,7 @@
 |---|---|
 | ``pairs.jsonl`` | problems with manipulated pictures |
 | ``clean.jsonl`` | the same, by id, with clean pictures |
-| ``attacker.jsonl`` | problems of attacking the clean pictures, with the program that makes the manipulated one |
+| ``attacker.jsonl`` | problems of attacking clean pictures, with the program that makes the manipulated one |
 | ``pictures/`` | ``ID-clean.png``, the extended picture of a problem, and ``ID-NUMBER.png``, a manipulated one |
 | ``records.jsonl`` | every candidate with the stage that it reached and the reason |
 | ``manifest.json`` | counts and reasons by stage, settings, source and licence; it is written last |
@@ -146,11 +146,11 @@ def _line(one: Candidate, config: EditorConfig, folder: Path) -> dict[str, Any]:
     asked = attack_prompt(replace(one.problem, id=one.id), config)
     # The question already lists its options, and a program is no letter.
     asked = replace(asked, choices=(), answer_kind="text")
-    return line | {
+    line |= {
         PAIRS: row_of(replace(one.edited, id=one.id), edited),
         CLEAN: row_of(replace(one.problem, id=one.id), clean),
-        ATTACKER: row_of(asked, clean) | {"responses": [one.program]},
     }
+    return line if one.program is None else line | {ATTACKER: row_of(asked, clean) | {"responses": [one.program]}}
 
 
 def file_name(problem_id: str) -> str:

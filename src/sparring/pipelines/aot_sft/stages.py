@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from sparring.data.scenes.oracle import still_holds
 from sparring.opponents.attacker import attacked_image, executed
@@ -11,11 +14,12 @@ from sparring.opponents.edits import Program
 from sparring.opponents.edits.cells import Cells
 from sparring.opponents.edits.executor import added
 from sparring.opponents.edits.program import Add
+from sparring.opponents.integrity import judge_edit
 from sparring.pipelines.aot_sft.asking import REFUSED, Ask, shares_right
 from sparring.pipelines.aot_sft.checks import ask_about, box_fault, fault_of, prompt_fault
 from sparring.pipelines.aot_sft.extending import Extender, unusable
 from sparring.pipelines.aot_sft.proposals import Proposer, program_of
-from sparring.pipelines.aot_sft.values import KEPT, Candidate, Extended, Proposal, StagesConfig
+from sparring.pipelines.aot_sft.values import KEPT, Candidate, Extended, Painter, Proposal, StagesConfig
 from sparring.pipelines.teaching import Teacher
 from sparring.rewards import Grader
 from sparring.seeding import derive_seed
@@ -35,6 +39,8 @@ class Stages:
     """Of its answers."""
     seed: int
     """Of the run."""
+    painter: Painter | None = None
+    """Who paints distractors; None draws them by edit programs."""
     checker: Teacher | None = None
     """Who is asked about extended pictures; None leaves it at rules."""
 
@@ -83,6 +89,8 @@ class Stages:
             return replace(found, reason=fault)
         if fault := prompt_fault(proposal, problem):
             return replace(found, stage="prompt", reason=fault)
+        if self.painter is not None:
+            return self._painted(found, self.painter)
         add = program_of(proposal, problem, config.editor.language)
         if add is None:
             return replace(found, stage="implant", reason="cannot_draw")
@@ -92,6 +100,25 @@ class Stages:
         if not attack.is_fair:
             return replace(found, stage="implant", reason=attack.reason)
         return replace(found, stage="probe", edited=attack.edited)
+
+    def _painted(self, found: Candidate, painter: Painter) -> Candidate:
+        """The candidate with its box painted from its words by a model, if the gate lets that pass."""
+        problem, proposal = found.problem, found.proposal
+        assert proposal is not None and found.number is not None, "only proposals are painted"
+        place, box = attacked_image(problem), proposal.box
+        original = problem.images[place]
+        is_new = torch.zeros(original.shape[1:], dtype=torch.bool)
+        is_new[math.floor(box.top) : math.ceil(box.bottom), math.floor(box.left) : math.ceil(box.right)] = True
+        seed = derive_seed(self.seed, problem.id, found.number, "implant")
+        image = painter(original, is_new, proposal.description, seed)
+        if image.equal(original):
+            return replace(found, stage="implant", reason="unchanged")
+        targets = [target for target in problem.boxes if target.image == place]
+        verdict = judge_edit(original, image, targets, self.config.editor.gate)
+        if not verdict.is_fair:
+            return replace(found, stage="implant", reason=verdict.reason)
+        images = (*problem.images[:place], image, *problem.images[place + 1 :])
+        return replace(found, stage="probe", edited=replace(problem, images=images))
 
     def _holds(self, extended: Extended, add: Add) -> bool | None:
         """Whether the answer is right for the scene with one more object; None where nobody knows the scene."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -64,6 +66,32 @@ class StagesConfig:
             )
 
 
+@dataclass(frozen=True)
+class PainterConfig:
+    """An inpainting pipeline, where one is to paint. The paper names none; steps and guidance are diffusers' usual."""
+
+    path: str = ""
+    """Folder of a pipeline that diffusers' AutoPipelineForInpainting loads (extra diffusion); empty for none."""
+    num_steps: int = 50
+    """Denoising steps, >= 1."""
+    guidance: float = 7.5
+    """Scale of classifier-free guidance, >= 0."""
+    side: int = 1024
+    """Pictures are painted at most so long, in pixels, >= 64, and enlarged."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"painter.num_steps={self.num_steps} must be >= 1")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"painter.guidance={self.guidance} must be a number >= 0: usual are 3 to 8")
+        if self.side < 64:
+            raise ValueError(f"painter.side={self.side} must be >= 64 pixels: what the pipeline was trained at")
+
+
+Painter = Callable[[Tensor, Tensor, str, int], Tensor]
+"""From a picture, bool (H, W) of the pixels to paint, a prompt and a seed, the picture with these painted."""
+
+
 @dataclass(frozen=True, eq=False)
 class Extended:
     """A problem whose picture has become part of a larger one."""
@@ -104,7 +132,7 @@ class Candidate:
     """Of the distractor, from 0; None for a problem that was dropped before there were any."""
     proposal: Proposal | None = None
     program: str | None = None
-    """The implant as an edit program."""
+    """The implant as an edit program; None where it was painted by a model."""
     edited: Problem | None = None
     """The problem with the manipulated picture."""
     holds: bool | None = None
