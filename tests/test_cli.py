@@ -88,7 +88,7 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
         (["data", "aot-sft", "nowhere"], ["nowhere"]),
         (["data", "aot-sft", "--stages.scale", "4"], ["scale=4", "1 to 3"]),
         (["data", "aot-sft", "http://localhost:1/v1"], ["--endpoint.model"]),
-        (["data", "aot-sft", "--temperature", "none"], ["num_draws=4", "temperature"]),
+        (["data", "aot-sft", "--temperature", "None"], ["num_draws=4", "temperature"]),
         (["data", "corruptions", "--set", "rain"], ["set='rain'", "imagenet-c", "roma-unseen"]),
         (["data", "corruptions", "--side", "8"], ["side=8", ">= 32"]),
         (["data", "corruptions", "--image", "nowhere.png"], ["nowhere.png"]),
