@@ -7,5 +7,6 @@ counts are not, so all of these are ours.
 
 - ``values``: what goes through the stages. ``extending``: a larger picture around the original. ``checks``: of extended
   pictures, boxes and prompts. ``proposals``: distractors. ``asking``: models, here or behind an endpoint.
+  ``diffusers``: an inpainting pipeline.
 - ``stages``: a batch of problems through all of them. ``folder``: a resumable folder of what came of it.
 """
