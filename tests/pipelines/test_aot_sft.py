@@ -199,8 +199,12 @@ def test_a_picture_that_the_server_refuses_is_dropped_but_not_all_of_them() -> N
     other[0, 0] = 77
     with chat_server(otherwise=picky) as server:
         assert ask_about(at(server), [widened(noisy()), widened(other)], 0) == [None, "refused"]
+        # One alone may be to blame itself; of two problems, both refused, something else is.
+        assert ask_about(at(server), [widened(other)], 0) == ["refused"]
+        second = widened(other)
+        second = replace(second, problem=replace(second.problem, id="b"))
         with pytest.raises(UserError, match="refuses everything"):
-            ask_about(at(server), [widened(other)], 0)
+            ask_about(at(server), [widened(other), second], 0)
 
 
 # Stages 3 and 4: proposals, boxes, prompts.

@@ -1,7 +1,7 @@
 """Asking a model, in this process or behind an endpoint, about pictures.
 
 A failure that may pass ends the run, which goes on later; a picture or a text that the model will not take is dropped
-and counted, unless it takes none at all: then something else is wrong.
+and counted, unless it takes none of several problems: then something else is wrong.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class Ask:
     problem: Problem
     num_samples: int
     seed: int
+    source: str
+    """Id of the problem that it is asked for."""
 
 
 def answers(teacher: Teacher, asks: Sequence[Ask]) -> list[Group | None]:
     """The answers to each, not graded; None where the model will not take the question.
 
-    Raises UserError if an answer could not be had, and if all questions, two or more, were refused.
+    Raises UserError if an answer could not be had, and if all questions for two or more problems were refused.
     """
     requests = [SampleRequest(ask.problem, teacher.clean_view(ask.problem), ask.num_samples, ask.seed) for ask in asks]
     found: list[Group | None] = []
@@ -47,7 +49,7 @@ def answers(teacher: Teacher, asks: Sequence[Ask]) -> list[Group | None]:
             failures.append(failure)
         rollouts = [reply.rollout for reply in replies if isinstance(reply, Reply)]
         found.append(None if failed else Group(request.problem, {request.view.name: request.view}, tuple(rollouts)))
-    if len(found) > 1 and all(group is None for group in found):
+    if len({ask.source for ask in asks}) > 1 and all(group is None for group in found):
         raise UserError(f"the model refuses everything it is asked, the last time: {failures[-1].message}")
     return found
 

@@ -78,7 +78,7 @@ def ask_about(teacher: Teacher, extended: Sequence[Extended], seed: int) -> list
     """What a model says against extended pictures: ``CHECK_no``, ``CHECK_unclear`` (neither yes nor no), ``refused``;
     None if nothing. All three questions are asked about every picture."""
     asks = [
-        Ask(_about(one.problem, name, question.format(question=one.problem.question)), 1, seed)
+        Ask(_about(one.problem, name, question.format(question=one.problem.question)), 1, seed, one.problem.id)
         for one in extended
         for name, (question, _) in QUESTIONS.items()
     ]

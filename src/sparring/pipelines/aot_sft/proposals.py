@@ -66,7 +66,7 @@ def model_proposer(teacher: Teacher, config: StagesConfig, seed: int) -> Propose
 
     def propose(problems: Sequence[Problem]) -> list[Proposed]:
         num = config.num_proposals
-        said = texts(teacher, [Ask(_asking(problem, num), 1, seed) for problem in problems])
+        said = texts(teacher, [Ask(_asking(problem, num), 1, seed, problem.id) for problem in problems])
         return [[REFUSED] * num if text is None else read_proposals(text, num) for text in said]
 
     return propose

@@ -134,13 +134,14 @@ class Stages:
         probed = [one for one in candidates if not one.reason]
         clean = list({one.problem.id: one.problem for one in probed}.values())
         asks = [
-            Ask(problem, config.num_draws, derive_seed(self.seed, problem.id, purpose))
+            Ask(problem, config.num_draws, derive_seed(self.seed, problem.id, purpose), problem.id)
             for purpose in ("before", "control")
             for problem in clean
         ]
         for one in probed:
             assert one.edited is not None, "only what was painted is probed"
-            asks.append(Ask(one.edited, config.num_draws, derive_seed(self.seed, one.id, "after")))
+            seed = derive_seed(self.seed, one.id, "after")
+            asks.append(Ask(one.edited, config.num_draws, seed, one.problem.id))
         shares = shares_right(self.base, self.grader, asks) if asks else []
         before, control = (
             dict(zip((problem.id for problem in clean), part, strict=True))
