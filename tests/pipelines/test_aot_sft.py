@@ -26,7 +26,15 @@ from sparring.opponents.edits import Language, execute, parse
 from sparring.opponents.edits.program import Add
 from sparring.pipelines.aot_sft import folder as folder_module
 from sparring.pipelines.aot_sft.checks import ask_about, box_fault, fault_of, prompt_fault
-from sparring.pipelines.aot_sft.extending import MirrorExtender, SceneExtender, border_of, extended_by, keep, unusable
+from sparring.pipelines.aot_sft.extending import (
+    MirrorExtender,
+    SceneExtender,
+    SceneKeeper,
+    border_of,
+    extended_by,
+    keep,
+    unusable,
+)
 from sparring.pipelines.aot_sft.folder import counts, file_name
 from sparring.pipelines.aot_sft.proposals import box_of, program_of, random_proposer, read_proposals
 from sparring.pipelines.aot_sft.stages import Stages
@@ -97,6 +105,34 @@ def test_a_scene_is_drawn_further_with_unrelated_objects_and_keeps_its_answer() 
         assert isinstance(again, Extended) and again.problem.images[0].equal(image)
         assert not extender(own, 8).problem.images[0].equal(image)  # type: ignore[union-attr]
     assert num_more > 24
+
+
+@pytest.mark.parametrize("canvas", [96, 144])
+def test_the_oracle_knows_what_a_distractor_does_to_a_scene_that_is_kept(canvas: int) -> None:
+    problems = SceneProblems("train", 40, SceneConfig(families=("attribute",), canvas=canvas))
+    index = next(i for i in range(40) if problems.asked(i)[1].form == "colour")
+    scene, question = problems.asked(index)
+    other = next(shape for shape in ("circle", "square", "ring") if shape != question.subjects[0])
+
+    def propose(given: Sequence[Problem]) -> list[list[Proposal | str]]:
+        # In a free corner: of another shape, and of the one whose colour is asked for, with words that hide it.
+        adds = [Add("grey", shape, *free, 1) for shape in (other, question.subjects[0])]
+        return [[Proposal(box_of(add, given[0], Language()), f"grey {add.shape}") for add in adds]]
+
+    corners = [(x, y) for x in (0, 9) for y in (0, 9)]
+    things = [(thing.column, thing.row) for thing in scene.things]
+    free = max(corners, key=lambda at: min(max(abs(at[0] - x), abs(at[1] - y)) for x, y in things))
+    found = SceneKeeper(problems)(problems[index], 0)
+    assert found.scene is not None and still_holds(found.scene, question)
+    for thing, box in ((one, one.box_on(canvas)) for one in scene.things):
+        placed = [one for one in found.scene.things if one.name == thing.name]
+        assert any(box.left < one.x < box.right and box.top < one.y < box.bottom for one in placed)
+    # Without labels no rule sees the rival; the oracle does.
+    bare = replace(problems[index], boxes=tuple(replace(box, label="") for box in problems[index].boxes))
+    stages = Stages(CONFIG, SceneKeeper(problems), propose, None, None, 0)  # type: ignore[arg-type]
+    proposed = propose([bare])[0]
+    holds = [stages._implant(replace(found, problem=bare), n, one).holds for n, one in enumerate(proposed)]
+    assert holds == [True, False]
 
 
 def test_without_room_for_one_object_a_scene_is_dropped() -> None:

@@ -18,7 +18,14 @@ from sparring.endpoints import Endpoint, EndpointConfig
 from sparring.errors import UserError
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
-from sparring.pipelines.aot_sft.extending import Extender, MirrorExtender, PaintedExtender, SceneExtender, keep
+from sparring.pipelines.aot_sft.extending import (
+    Extender,
+    MirrorExtender,
+    PaintedExtender,
+    SceneExtender,
+    SceneKeeper,
+    keep,
+)
 from sparring.pipelines.aot_sft.folder import begin, build
 from sparring.pipelines.aot_sft.proposals import model_proposer, random_proposer
 from sparring.pipelines.aot_sft.stages import Stages
@@ -223,11 +230,11 @@ class Making:
         )
 
     def _extender(self) -> Extender:
+        problems = self.problems.problems
         if self.config.stages.scale == 1:
-            return keep
+            return SceneKeeper(problems) if isinstance(problems, SceneProblems) else keep
         if self.painter is not None and self.config.extend == "paint":
             return PaintedExtender(self.config.stages, self.painter)
-        problems = self.problems.problems
         if isinstance(problems, SceneProblems) and self.config.extend == "auto":
             return SceneExtender(problems, self.config.stages)
         return MirrorExtender(self.config.stages)

@@ -58,6 +58,22 @@ def keep(problem: Problem, seed: int) -> Extended:
     return Extended(problem, problem.images[attacked_image(problem)], 0, 0)
 
 
+class SceneKeeper:
+    """No extension of generated scenes, which the oracle knows.
+
+    Args:
+        problems: the split that the problems come from.
+    """
+
+    def __init__(self, problems: SceneProblems) -> None:
+        self._problems = problems
+
+    def __call__(self, problem: Problem, seed: int) -> Extended:
+        scene, question = _asked(self._problems, problem)
+        things = tuple(thing.moved_to(self._problems.config.canvas) for thing in scene.things)
+        return replace(keep(problem, seed), scene=replace(scene, things=things), question=question)
+
+
 class MirrorExtender:
     """Borders of mirrored, blurred edges around any picture, at a drawn place."""
 
@@ -110,10 +126,7 @@ class SceneExtender:
 
     def __call__(self, problem: Problem, seed: int) -> Extended | str:
         """``no_room`` where not one object finds a place."""
-        index = self._problems.index_of(problem.id)
-        if index is None:
-            raise KeyError(f"problem {problem.id!r} is none of scenes:{self._problems.split}")
-        (scene, question), own = self._problems.asked(index), self._problems.config
+        (scene, question), own = _asked(self._problems, problem), self._problems.config
         rng = np.random.default_rng(seed)
         sides, (left, top) = _place(own.canvas, own.canvas, self._scale, rng)
         there = [
@@ -163,6 +176,13 @@ def border_of(extended: Extended) -> Tensor:
     height, width = extended.original.shape[1:]
     is_new[extended.top : extended.top + height, extended.left : extended.left + width] = False
     return is_new
+
+
+def _asked(problems: SceneProblems, problem: Problem) -> tuple[Scene, Question]:
+    index = problems.index_of(problem.id)
+    if index is None:
+        raise KeyError(f"problem {problem.id!r} is none of scenes:{problems.split}")
+    return problems.asked(index)
 
 
 def _place(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
