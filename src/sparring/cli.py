@@ -42,6 +42,7 @@ commands:
   data scenes       show or count generated problems
   data corruptions  show a set of picture corruptions
   data teach        ask a teacher, a model or an endpoint, for responses to learn from
+  data aot-sft      make pairs of a clean and a manipulated picture that misleads a model (AOT-SFT)
   study RECIPE      compare methods over seeds, or make the bundled model
   report A [B]      one page of a training run, evaluation or study, or of two compared
 
@@ -412,7 +413,7 @@ def _likeness(arguments: list[str]) -> int:
 
 def _data(arguments: list[str]) -> int:
     prog = "sparring data"
-    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions, "teach": _data_teach}
+    kinds = {"scenes": _data_scenes, "corruptions": _data_corruptions, "teach": _data_teach, "aot-sft": _data_aot_sft}
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: sparring data {{{','.join(kinds)}}} [OPTIONS]   (see sparring data scenes --help)")
         return 0
@@ -472,6 +473,38 @@ def _data_teach(arguments: list[str], prog: str) -> int:
         _say(console, f"{len(missing)} responses are missing; ask for them again with: {command}")
     _say(console, f"teachers: {config.out}")
     return int(bool(missing))
+
+
+def _data_aot_sft(arguments: list[str], prog: str) -> int:
+    """Pairs of pictures; exit code 1 if there is none."""
+    from sparring.recipes.aot_sft import AOTSFTConfig, open_making
+    from sparring.report.progress import TestingProgress
+    from sparring.report.tables import stages_table
+
+    command = shlex.join(["sparring", "data", "aot-sft", *arguments])
+    arguments, model = _take_model(arguments)
+    config = parse(
+        AOTSFTConfig(),
+        arguments,
+        prog=f"{prog} [MODEL]",
+        description="AOT-SFT: extend pictures, check them, propose distractors, check and paint them, and keep those "
+        "that mislead a base model, a folder or the address of an OpenAI-compatible endpoint. The same command goes on "
+        "with what was broken off.",
+    )
+    config = replace(config, model=replace(config.model, path=model or config.model.path))
+    console = _console(config.model)
+    making = open_making(config)
+    total = len(making.problems.problems)
+    with _hint_at(command), TestingProgress(console, "making pairs", total) as progress:
+        manifest = making.run(lambda num_done: progress.show(num_done, total))
+    console.print(stages_table(manifest["stages"]))
+    _say(
+        console,
+        "effective: {kept} of {of} distractors where the model knows the answer".format(**manifest["effective"]),
+    )
+    _say(console, "failing without any distractor: {failing} of {of} problems".format(**manifest["control"]))
+    _say(console, f"pairs: {manifest['num_pairs']}, in {config.out}")
+    return int(manifest["num_pairs"] == 0)
 
 
 def _study(arguments: list[str]) -> int:

@@ -45,6 +45,15 @@ def teachers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each stage of AOT-SFT took, let go on and dropped: ``pipelines.aot_sft.folder.counts``."""
+    table = _table("Stages; extend and check take problems, the others distractors", ("stage", "in", "out", "dropped"))
+    for name, found in stages.items():
+        dropped = ", ".join(f"{num} {reason}" for reason, num in found["dropped"].items())
+        table.add_row(name, str(found["in"]), str(found["out"]), dropped or "-")
+    return table
+
+
 def before_after_table(before: Summary, after: Summary, changes: Mapping[str, Any]) -> Table:
     """Accuracy under each threat before and after training, and response length.
 
