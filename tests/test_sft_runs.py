@@ -97,7 +97,7 @@ def test_a_file_is_held_out_of_trained_on_and_remembered(tmp_path: Path, capsys:
     assert "another version of its data" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["sft", "--data", str(path), "--on-bad", "skip", "--num-validation", "9", *SMALL[:4]])
-    assert "has 13 problems with responses, of which 4 + 9 " in capsys.readouterr().err
+    assert "has 13 problems that can be trained on, of which 4 + 9 " in capsys.readouterr().err
 
 
 def teach(folder: Path, texts: Sequence[str], num: int) -> None:
