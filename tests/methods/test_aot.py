@@ -119,6 +119,22 @@ def test_a_program_is_paid_for_failures_if_it_is_fair(
     torch.testing.assert_close(call["reference_logprobs_T"], scored.logprobs_T, atol=1e-5, rtol=0)
 
 
+def test_an_attack_may_be_paid_for_what_it_adds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[Group] = []
+    monkeypatch.setattr(learner, "optimise", lambda player, own, *args, **settings: groups.extend(own) or {})
+    # Pictures as they are (no text) fail in a quarter of the answers.
+    pay(monkeypatch, lambda text: parity(text) == 0, lambda text: (0.75 if len(text) % 2 else 0.0) if text else 0.25)
+    metrics = method_of(folder, over_clean=True).step(stream(), 0)
+    rewards = [(rollout.text, rollout.reward) for group in groups for rollout in group.rollouts]
+    assert len(rewards) == 12
+    for text, reward in rewards:
+        assert reward is not None
+        success = 0.75 if parity(text) == 0 and len(text) % 2 else 0.0
+        assert reward.parts["success"] == success
+        assert reward.value == (success - 0.25 if parity(text) == 0 else 0.0), "what is not fair is paid nothing"
+    assert metrics["success"] - 0.25 * metrics["fair"] == pytest.approx(metrics["reward"])
+
+
 def test_the_attacker_learns_and_the_defender_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = pay(monkeypatch, lambda text: True, lambda text: float("e" in text or "a" in text))
     method = method_of(

@@ -13,7 +13,7 @@ One step of the attacker:
     2. draw each on the picture; the gate g is 1 if it is well formed, changes something, and the objects that the
        question needs are left as they were (minimum over their boxes of the localized SSIM >= tau)
     3. e: the share of K answers of the frozen defender to the edited picture that are wrong
-    4. R = g e, or g [e = 1]
+    4. R = g e, or g [e = 1]; with ``over_clean`` what e is above that of the picture as it is
     5. GRPO on the programs: A_i = (R_i - mean R) / std R, clipped surrogate, KL to the attacker as it began
 
 | paper | here |
@@ -40,7 +40,7 @@ from sparring.data.stream import ProblemStream
 from sparring.errors import UserError
 from sparring.learner import LearnerConfig, Others, PolicyLearner, check_group_size, mean_entropies
 from sparring.models.policy import Policy
-from sparring.opponents.attacker import Attack, EditAttacker, EditorConfig
+from sparring.opponents.attacker import Attack, EditAttacker, EditorConfig, untouched
 from sparring.opponents.probing import edit_metrics, failure_shares
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout.collect import collect
@@ -67,6 +67,9 @@ class AOTConfig(LearnerConfig):
     """Answers of the defender to each edited picture, K >= 1. Ours."""
     must_all_fail: bool = False
     """Pay only attacks under which all K answers are wrong: a strict reading of "consecutive failures"."""
+    over_clean: bool = False
+    """Pay what an attack adds: R = g (e - e_0), e_0 the share of K answers to the picture as it is that are wrong. Else
+    a harmless edit is paid what the defender fails anyway, and an attacker may learn no more than to pass the gate."""
     edits: EditorConfig = field(default_factory=EditorConfig)
     """What the attacker may write, and what passes."""
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
@@ -124,34 +127,40 @@ class AOT(PolicyLearner[AOTConfig]):
         groups = self.sampled(self.clean_groups(prompts), seeds, view="clean", num_samples=self.config.group_size)
         attacks = self.attacker.executed(problems, [group.rollouts for group in groups], seeds)
         flat = [attack for of_problem in attacks for attack in of_problem]
+        bare = [untouched(problem, seed) for problem, seed in zip(problems, seeds, strict=True)]
         # How often the defender fails, 0 where an attack is not fair: g e.
-        shares = iter(
-            failure_shares(
-                self.frozen[DEFENDER],
-                self.grader,
-                flat,
-                self.sampling,
-                num_draws=self.config.num_draws,
-                max_rows=self.max_rows,
-            )
+        shares = failure_shares(
+            self.frozen[DEFENDER],
+            self.grader,
+            [*flat, *(bare if self.config.over_clean else ())],
+            self.sampling,
+            num_draws=self.config.num_draws,
+            max_rows=self.max_rows,
         )
+        each, clean = iter(shares), shares[len(flat) :] or [0.0] * len(bare)
         paid = [
             replace(
                 group,
                 rollouts=tuple(
-                    self._paid(rollout, attack, next(shares))
+                    self._paid(rollout, attack, next(each), own)
                     for rollout, attack in zip(group.rollouts, of_problem, strict=True)
                 ),
             )
-            for group, of_problem in zip(groups, attacks, strict=True)
+            for group, of_problem, own in zip(groups, attacks, clean, strict=True)
         ]
         return paid, flat
 
-    def _paid(self, rollout: Rollout, attack: Attack, share: float) -> Rollout:
-        """The program with R = g e, and why."""
-        success = float(share == 1.0) if self.config.must_all_fail else share
+    def _paid(self, rollout: Rollout, attack: Attack, share: float, clean: float) -> Rollout:
+        """The program with its reward, and why.
+
+        Args:
+            share: g e.
+            clean: e_0; 0 if attacks are not paid over it.
+        """
+        success, base = (float(e == 1.0) if self.config.must_all_fail else e for e in (share, clean))
         parts = {FAIR: float(attack.is_fair), SUCCESS: success}
-        return replace(rollout, reward=Reward(success, parts, {"edit": attack.reason}))
+        value = success - base if attack.is_fair else 0.0
+        return replace(rollout, reward=Reward(value, parts, {"edit": attack.reason}))
 
     def check(self, problems: Sequence[Problem]) -> None:
         """UserError for the first problem that has no box, which no gate could protect."""
