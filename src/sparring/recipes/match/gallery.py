@@ -13,6 +13,7 @@ from sparring.data.pictures import read_picture
 from sparring.evaluation.gallery import GALLERY, add_example
 from sparring.models.policy import Policy
 from sparring.opponents.attacker import EDITED, attacked_image
+from sparring.opponents.probing import is_right
 from sparring.pipelines.curation import ATTACKS
 from sparring.provenance import read_jsonl
 from sparring.recipes.match.match import Match, load_player
@@ -21,7 +22,9 @@ from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Group, Problem, View
 
 EACH = 2
-"""Examples of each kind of edit, from the last round that has any."""
+"""Examples of each kind of edit, from the last rounds that have any."""
+CANDIDATES = 8
+"""Attacks of each kind that the defender is asked about, to find those that turn a right answer."""
 MAX_ROWS = 64
 
 
@@ -37,24 +40,41 @@ def write_match_gallery(match: Match) -> None:
     problems = {problem.id: problem for problem in (match.court.held_out[i] for i in range(len(match.court.held_out)))}
     for number in range(match.config.rounds, 0, -1):
         attacks = match.held_out_attacks()[f"attacker-{number}"]
-        chosen = _chosen(read_jsonl(attacks / ATTACKS), shown)
-        if chosen:
+        candidates = _candidates(read_jsonl(attacks / ATTACKS), shown)
+        if candidates:
             defender = load_player(replace(match.config.defender, path=match.defender(number - 1)))
             with Grader(match.config.reward) as grader:
-                _write(folder, attacks, chosen, problems, defender, grader, match.config.sampling, number)
+                pairs = _answered_pairs(attacks, candidates, problems, defender, grader, match.config.sampling)
+            for record, pair in _most_telling(candidates, pairs, shown):
+                _write(folder, record, pair, number)
     if distributed.is_main():
         folder.rename(done)
 
 
-def _chosen(records: Sequence[Mapping[str, Any]], shown: dict[str, int]) -> list[Mapping[str, Any]]:
-    """Tries that make the defender fail, the most telling first, until each kind has enough; ``shown`` is kept up."""
+def _candidates(records: Sequence[Mapping[str, Any]], shown: Mapping[str, int]) -> list[Mapping[str, Any]]:
+    """Tries that make the defender fail more often, the most effective first, of kinds that have too few examples."""
     telling = [r for r in records if r["reason"] == "ok" and r["failures"] > r["failures_clean"]]
-    found = []
-    for record in sorted(telling, key=lambda r: (r["holds"] is False, len(r["kinds"]), -r["failures"])):
+    found: list[Mapping[str, Any]] = []
+    for record in sorted(telling, key=lambda r: (r["holds"] is False, r["failures_clean"] - r["failures"])):
         kind = _heading(record)
+        if shown.get(kind, 0) < EACH and sum(_heading(other) == kind for other in found) < CANDIDATES:
+            found.append(record)
+    return found
+
+
+def _most_telling(
+    records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[Group, Group]], shown: dict[str, int]
+) -> list[tuple[Mapping[str, Any], tuple[Group, Group]]]:
+    """Those that turn a right greedy answer into a wrong one first, ``EACH`` of a kind; ``shown`` is kept up."""
+    found = []
+    order = sorted(
+        range(len(records)), key=lambda i: [is_right(group.rollouts[0]) for group in pairs[i]] != [True, False]
+    )
+    for index in order:
+        kind = _heading(records[index])
         if shown.get(kind, 0) < EACH:
             shown[kind] = shown.get(kind, 0) + 1
-            found.append(record)
+            found.append((records[index], pairs[index]))
     return found
 
 
@@ -63,34 +83,34 @@ def _heading(record: Mapping[str, Any]) -> str:
     return " + ".join(sorted(set(record["kinds"])))
 
 
-def _write(
-    folder: Path,
+def _write(folder: Path, record: Mapping[str, Any], pair: tuple[Group, Group], number: int) -> None:
+    if not distributed.is_main():
+        return
+    note = f"round {number}: {record['text']}"
+    if record["holds"] is False:
+        note += " (the answer no longer holds)"
+    add_example(folder, _heading(record), pair[0].problem, [(group, None) for group in pair], note)
+
+
+def _answered_pairs(
     attacks: Path,
     records: Sequence[Mapping[str, Any]],
     problems: Mapping[str, Problem],
     defender: Policy,
     grader: Grader,
     sampling: SamplingConfig,
-    number: int,
-) -> None:
-    """The defender's greedy answers to both pictures of each."""
-    pairs = []
+) -> list[tuple[Group, Group]]:
+    """The defender's greedy answers to the picture as it is and to the edited one."""
+    clean, edited = [], []
     for record in records:
         problem = problems[record["problem_id"]]
         place = attacked_image(problem)
         images = (*problem.images[:place], read_picture(attacks / record["picture"]), *problem.images[place + 1 :])
-        clean = defender.processor.clean_view(problem)
-        edited = replace(defender.processor.clean_view(replace(problem, images=images)), name=EDITED)
-        pairs.append((problem, clean, edited))
-    before = _answered(defender, grader, [(problem, clean) for problem, clean, _ in pairs], sampling)
-    after = _answered(defender, grader, [(problem, edited) for problem, _, edited in pairs], sampling)
-    if not distributed.is_main():
-        return
-    for record, (problem, _, _), first, second in zip(records, pairs, before, after, strict=True):
-        note = f"round {number}: {record['text']}"
-        if record["holds"] is False:
-            note += " (the answer no longer holds)"
-        add_example(folder, _heading(record), problem, [(first, None), (second, None)], note)
+        clean.append((problem, defender.processor.clean_view(problem)))
+        view = defender.processor.clean_view(replace(problem, images=images))
+        edited.append((problem, replace(view, name=EDITED)))
+    before, after = (_answered(defender, grader, shown, sampling) for shown in (clean, edited))
+    return list(zip(before, after, strict=True))
 
 
 def _answered(
