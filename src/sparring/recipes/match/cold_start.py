@@ -30,7 +30,8 @@ MOST_PROGRAMS = 4
 """Programs for a problem, the most effective ones."""
 LEAST_FAILURES = 0.5
 """Share of answers that are wrong under a program that is imitated."""
-NUM_VALIDATION = 32
+MOST_VALIDATION = 32
+"""Problems that tell how training goes, or a tenth of them if that is fewer."""
 
 
 def write_pairs(folder: Path, problems: Sequence[Problem], config: EditorConfig) -> int:
@@ -71,7 +72,7 @@ def teach(config: MatchConfig, pairs: Path, folder: Path, *, on_step: OnStep | N
         ),
         trainer=TrainerConfig(validate_every=10_000, save_every=50, keep_last=1),
         evaluation=EvaluationConfig(num_problems=1, threats=("clean",)),
-        num_validation=NUM_VALIDATION,
+        num_validation=max(1, min(MOST_VALIDATION, len(pairs.read_text(encoding="utf-8").splitlines()) // 10)),
         threads=config.threads,
         method=SFTConfig(max_response_tokens=config.sampling.max_new_tokens),
         data=str(pairs),

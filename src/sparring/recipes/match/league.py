@@ -61,17 +61,17 @@ def play_league(match: Match) -> dict[str, Any]:
         "seed": config.seed,
         "attackers": manifests,
         "defenders": tests,
-        "training": {name: _work(Path(path)) for name, path in players.items() if not name.endswith("-0")},
+        "training": {name: _work(run) for name, run in match.runs().items() if (run / METRICS).exists()},
     }
     if distributed.is_main():
         write_text(match.folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return record
 
 
-def _work(model: Path) -> dict[str, float]:
-    """Of the run that a model is from: optimizer steps that were made, and problems drawn for them. With dynamic
-    sampling neither is the same for a defender and its control."""
-    records = [record for record in read_jsonl(model.parents[2] / METRICS) if "reward" in record]
+def _work(run: Path) -> dict[str, float]:
+    """Of a run: optimizer steps that were made, and problems drawn for them. With dynamic sampling neither is the same
+    for a defender and its control."""
+    records = [record for record in read_jsonl(run / METRICS) if "reward" in record]
     return {
         "steps": len(records),
         "updates": sum("loss" in record for record in records),

@@ -140,6 +140,11 @@ class Match:
         rounds = {f"attacker-{n}": self._of_round(n) / HELD_OUT for n in range(1, self.config.rounds + 1)}
         return {RANDOM: self.folder / RANDOM / HELD_OUT, **rounds}
 
+    def runs(self) -> dict[str, Path]:
+        """Run folders of defenders and controls; that of a round without an attack that works was never made."""
+        numbers = range(1, self.config.rounds + 1)
+        return {f"{kind}-{n}": self._of_round(n) / kind for kind in (DEFENDER, CONTROL) for n in numbers}
+
     def _of_round(self, number: int) -> Path:
         return self.folder / f"round-{number}"
 
