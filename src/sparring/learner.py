@@ -185,6 +185,17 @@ class PolicyLearner(Generic[Config]):
         """Log-probs of all responses under the initial policy; None without one."""
         return None if self.reference is None else self.score(self.reference, groups, view=view).logprobs_T
 
+    def trained(self, groups: Sequence[Group], *, view: str) -> Metrics:
+        """The optimizer steps of a method whose responses were sampled on ``view``, and are scored there throughout."""
+        old = self.old_scores(groups, view=view)
+        metrics = self.optimise(
+            groups,
+            view=view,
+            old_logprobs_T=None if old is None else old.logprobs_T,
+            reference_logprobs_T=self.reference_logprobs_T(groups, view=view),
+        )
+        return metrics if old is None else metrics | mean_entropies(old)
+
     def optimise(
         self,
         groups: Sequence[Group],

@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 from sparring.data.stream import ProblemStream
 from sparring.errors import UserError
-from sparring.learner import LearnerConfig, Others, PolicyLearner, check_group_size, mean_entropies
+from sparring.learner import LearnerConfig, Others, PolicyLearner, check_group_size
 from sparring.models.policy import Policy
 from sparring.opponents.attacker import Attack, EditAttacker, EditorConfig, untouched
 from sparring.opponents.probing import edit_metrics, failure_shares
@@ -112,14 +112,7 @@ class AOT(PolicyLearner[AOTConfig]):
         metrics |= edit_metrics(attacks)
         if not groups:
             return metrics
-        old = self.old_scores(groups, view="clean")
-        metrics |= self.optimise(
-            groups,
-            view="clean",
-            old_logprobs_T=None if old is None else old.logprobs_T,
-            reference_logprobs_T=self.reference_logprobs_T(groups, view="clean"),
-        )
-        return metrics if old is None else metrics | mean_entropies(old)
+        return metrics | self.trained(groups, view="clean")
 
     def attacked_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> tuple[list[Group], list[Attack]]:
         """Paid groups of programs, one for each problem, and the attacks that came of them, in the same order."""

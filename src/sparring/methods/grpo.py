@@ -31,7 +31,7 @@ from functools import partial
 from typing import Literal
 
 from sparring.data.stream import ProblemStream
-from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, mean_entropies
+from sparring.learner import LearnerConfig, PolicyLearner, check_group_size
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed
 from sparring.types import Metrics
@@ -60,11 +60,4 @@ class GRPO(PolicyLearner[GRPOConfig]):
         groups, metrics = collect(stream, make_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
-        old = self.old_scores(groups, view="clean")
-        metrics |= self.optimise(
-            groups,
-            view="clean",
-            old_logprobs_T=None if old is None else old.logprobs_T,
-            reference_logprobs_T=self.reference_logprobs_T(groups, view="clean"),
-        )
-        return metrics if old is None else metrics | mean_entropies(old)
+        return metrics | self.trained(groups, view="clean")

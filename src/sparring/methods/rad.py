@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparring.data.stream import ProblemStream
-from sparring.learner import LearnerConfig, PolicyLearner, check_group_size, mean_entropies
+from sparring.learner import LearnerConfig, PolicyLearner, check_group_size
 from sparring.perturb.corruptions import corrupt, parse_members
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed
@@ -63,14 +63,7 @@ class RAD(PolicyLearner[RADConfig]):
         groups, metrics = collect(stream, self.sample_groups, self.config.batch, seed=derive_seed(self.seed, step))
         if not groups:
             return metrics
-        old = self.old_scores(groups, view=CORRUPTED)
-        metrics |= self.optimise(
-            groups,
-            view=CORRUPTED,
-            old_logprobs_T=None if old is None else old.logprobs_T,
-            reference_logprobs_T=self.reference_logprobs_T(groups, view=CORRUPTED),
-        )
-        return metrics if old is None else metrics | mean_entropies(old)
+        return metrics | self.trained(groups, view=CORRUPTED)
 
     def sample_groups(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Group]:
         """Graded groups, each sampled on a corrupted view."""
