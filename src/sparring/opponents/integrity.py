@@ -280,8 +280,7 @@ def _best_new_match(original: _Pixels, edited: _Pixels, area: _Area, areas: Sequ
         fits = all(side <= part.stop - part.start for side, part in zip((height, width), near, strict=True))
         if not fits or min(height, width) < _LEAST_PATTERN or _contrast(pattern, height, width).item() < _FLAT:
             continue
-        was, now = _correlations(before[near], pattern), _correlations(after[near], pattern)
-        is_new = now - was >= _GAIN
+        now = _correlations(after[near], pattern)
         for part in areas:
             # Windows whose middle is in a target show that target.
             middles = zip(part, (height, width), near, strict=True)
@@ -289,8 +288,11 @@ def _best_new_match(original: _Pixels, edited: _Pixels, area: _Area, areas: Sequ
                 slice(*(max(0, round(edge * shrink - side / 2) - place.start) for edge in (span.start, span.stop)))
                 for span, side, place in middles
             )
-            is_new[covered] = False
-        best = max(best, float(now.max(where=is_new, initial=0.0)))
+            now[covered] = 0.0
+        # What was there before matters only where it could be the best.
+        if now.max() > best:
+            is_new = now - _correlations(before[near], pattern) >= _GAIN
+            best = max(best, float(now.max(where=is_new, initial=0.0)))
     return best
 
 
@@ -327,6 +329,8 @@ def _contrast(picture: _Pixels, height: int, width: int) -> _Pixels:
         cv2.boxFilter(values, cv2.CV_64F, (width, height), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
         for values in (picture, picture * picture)
     ]
-    variance = (moments[1] - moments[0] ** 2).mean(-1).clip(0)
-    valid = variance[: picture.shape[0] - height + 1, : picture.shape[1] - width + 1]
-    return np.sqrt(valid).astype(np.float32)
+    valid = (slice(picture.shape[0] - height + 1), slice(picture.shape[1] - width + 1))
+    variances = moments[1][valid] - moments[0][valid] ** 2
+    # Several times as fast as NumPy's mean over so short an axis.
+    variance = cv2.transform(variances, np.full((1, variances.shape[-1]), 1 / variances.shape[-1])).clip(0)
+    return np.sqrt(variance).astype(np.float32)

@@ -20,7 +20,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,20 @@ class CurationConfig:
     """Tries at each problem, >= 1."""
     num_draws: int = 4
     """Answers of the defender to each fair one, >= 1."""
+    num_confirmed: int = 0
+    """Of each problem, how many of the fair tries under which the defender fails most are tried on it again, >= 0.
+    The most effective of many are the luckiest, too: only new answers say what one is worth."""
+    confirming_draws: int = 8
+    """New answers to each of these and to the picture as it is, >= 1."""
     batch_size: int = 32
     """Problems at a time, >= 1; what was done is kept after each batch."""
 
     def __post_init__(self) -> None:
-        for name in ("num_attacks", "num_draws", "batch_size"):
+        for name in ("num_attacks", "num_draws", "confirming_draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
+        if self.num_confirmed < 0:
+            raise ValueError(f"num_confirmed={self.num_confirmed} must be >= 0: 0 tries nothing again")
 
 
 def curate(
@@ -92,13 +100,13 @@ def curate(
         if batch:
             seeds = [derive_seed(seed, problem.id, "attack") for problem in batch]
             attacks = attacker.attack(batch, seeds, config.num_attacks)
-            flat = [attack for of_problem in attacks for attack in of_problem]
             # The pictures as they are come last: without them nobody knows what an attack is worth.
-            shown = flat + [untouched(problem, seed) for problem, seed in zip(batch, seeds, strict=True)]
-            shares = failure_shares(defender, grader, shown, sampling, num_draws=config.num_draws, max_rows=max_rows)
+            bare = [untouched(problem, seed) for problem, seed in zip(batch, seeds, strict=True)]
+            answered = partial(failure_shares, defender, grader, sampling=sampling, max_rows=max_rows)
+            tried = _tried([*attacks, *((own,) for own in bare)], answered, config)
             if distributed.is_main():
-                clean = dict(zip((problem.id for problem in batch), shares[len(flat) :], strict=True))
-                _write(folder, flat, shares[: len(flat)], clean, oracle, config.num_attacks)
+                clean = {own.problem.id: trial for own, (trial,) in zip(bare, tried[len(attacks) :], strict=True)}
+                _write(folder, attacks, tried[: len(attacks)], clean, oracle)
         on_progress(min(start + config.batch_size, len(problems)))
     return distributed.from_main(lambda: _finish(folder, problems, {**about, "seed": seed}))
 
@@ -120,37 +128,77 @@ def _done(folder: Path, config: CurationConfig) -> set[str]:
     return done
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """How often the defender failed under an attack."""
+
+    failures: float
+    again: float | None = None
+    """Of new answers; None if it was not tried again."""
+
+
+def _tried(
+    attacks: Sequence[Sequence[Attack]], answered: Callable[..., list[float]], config: CurationConfig
+) -> list[list[_Trial]]:
+    """What each attack did, and of each group the best once more."""
+
+    def shares(groups: Sequence[Sequence[Attack]], num_draws: int) -> list[list[float]]:
+        flat = iter(answered([attack for group in groups for attack in group], num_draws=num_draws))
+        return [[next(flat) for _ in group] for group in groups]
+
+    first = shares(attacks, config.num_draws)
+    if not config.num_confirmed:
+        return [[_Trial(share) for share in own] for own in first]
+    places = [
+        sorted((i for i, attack in enumerate(group) if attack.is_fair), key=lambda i: -own[i])[: config.num_confirmed]
+        for group, own in zip(attacks, first, strict=True)
+    ]
+    chosen = [
+        [replace(group[i], seed=derive_seed(group[i].seed, "again")) for i in best]
+        for group, best in zip(attacks, places, strict=True)
+    ]
+    again = [
+        dict(zip(best, own, strict=True))
+        for best, own in zip(places, shares(chosen, config.confirming_draws), strict=True)
+    ]
+    return [
+        [_Trial(share, second.get(i)) for i, share in enumerate(own)] for own, second in zip(first, again, strict=True)
+    ]
+
+
 def _write(
     folder: Path,
-    attacks: Sequence[Attack],
-    shares: Sequence[float],
-    clean: Mapping[str, float],
+    attacks: Sequence[Sequence[Attack]],
+    tried: Sequence[Sequence[_Trial]],
+    clean: Mapping[str, _Trial],
     oracle: Oracle,
-    num_attacks: int,
 ) -> None:
     """Pictures first: what a line names is there."""
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     records = []
-    for index, (attack, share) in enumerate(zip(attacks, shares, strict=True)):
-        number, name = index % num_attacks, _file_name(attack.problem.id)
-        own, edited = [], None
-        if number == 0:
-            own = _save(folder, attack.problem, name)
-        if attack.edited is not None:
-            place = attacked_image(attack.problem)
-            edited = f"{PICTURES}/{name}.{number}.png"
-            to_pillow(attack.edited.images[place] / 255).save(folder / edited)
-        records.append(
-            {
-                **attack.record(),
-                "number": number,
-                "failures": share,
-                "failures_clean": clean[attack.problem.id],
-                "holds": oracle(attack),
-                "picture": edited,
-                **({"own_pictures": own} if own else {}),
-            }
-        )
+    for group, trials in zip(attacks, tried, strict=True):
+        for number, (attack, trial) in enumerate(zip(group, trials, strict=True)):
+            own, edited, name = [], None, _file_name(attack.problem.id)
+            if number == 0:
+                own = _save(folder, attack.problem, name)
+            if attack.edited is not None:
+                place = attacked_image(attack.problem)
+                edited = f"{PICTURES}/{name}.{number}.png"
+                to_pillow(attack.edited.images[place] / 255).save(folder / edited)
+            bare = clean[attack.problem.id]
+            confirmed = {"failures_again": trial.again, "failures_clean_again": bare.again}
+            records.append(
+                {
+                    **attack.record(),
+                    "number": number,
+                    "failures": trial.failures,
+                    "failures_clean": bare.failures,
+                    **(confirmed if trial.again is not None else {}),
+                    "holds": oracle(attack),
+                    "picture": edited,
+                    **({"own_pictures": own} if own else {}),
+                }
+            )
     append_jsonl(folder / ATTACKS, *records)
 
 

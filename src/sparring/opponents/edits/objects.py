@@ -8,6 +8,7 @@ next. A person in a photograph is thus several objects (a shirt, a head). Nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -53,7 +54,13 @@ class Found:
 
 def find_objects(pixels: Pixels) -> list[Found]:
     """All objects, those that stand out most first; at most 64. The picture stays as it is."""
-    height, width = pixels.shape[:2]
+    return list(_found(pixels.tobytes(), pixels.shape))
+
+
+@lru_cache(maxsize=4)  # several programs are tried on one picture
+def _found(content: bytes, shape: tuple[int, ...]) -> tuple[Found, ...]:
+    pixels: Pixels = np.frombuffer(content, np.uint8).reshape(shape)
+    height, width = shape[:2]
     scale = min(1.0, _WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = pixels if scale == 1.0 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
@@ -61,7 +68,7 @@ def find_objects(pixels: Pixels) -> list[Found]:
     window = max(3, round(_NEIGHBOURHOOD * min(size)) | 1)
     around = np.asarray(cv2.medianBlur(small, window), np.uint8)
     masks = _grow(_lab(calm), _lab(around))
-    return [_measured(pixels, mask, around) for mask in masks]
+    return tuple(_measured(pixels, mask, around) for mask in masks)
 
 
 def _lab(pixels: Pixels) -> NDArray[np.float32]:

@@ -25,51 +25,63 @@ from sparring.trainer import OnStep, TrainerConfig
 from sparring.types import Problem
 from sparring.update import OptimConfig
 
-PAIRS = "pairs.jsonl"
-MOST_PROGRAMS = 4
-"""Programs for a problem, the most effective ones."""
-LEAST_FAILURES = 0.5
-"""Share of answers that are wrong under a program that is imitated."""
+FAIR_PAIRS, PAIRS = "fair_pairs.jsonl", "pairs.jsonl"
+LEAST_GAIN = 0.2
+"""By how much more often the defender must fail, in new answers, under a program that is imitated."""
 MOST_VALIDATION = 32
 """Problems that tell how training goes, or a tenth of them if that is fewer."""
 
 
-def write_pairs(folder: Path, problems: Sequence[Problem], config: EditorConfig) -> int:
-    """``pairs.jsonl`` beside the tries of a folder of attacks: problems of attacking, with the programs under which the
-    defender fails, and more often than on the picture as it is. Returns how many problems have one."""
+def write_pairs(folder: Path, problems: Sequence[Problem], config: EditorConfig) -> dict[str, int]:
+    """Problems of attacking, beside the tries of a folder of attacks: in ``fair_pairs.jsonl`` with all fair programs, in
+    ``pairs.jsonl`` with those that work. Returns how many problems each file has."""
     tries: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_jsonl(folder / ATTACKS):
         tries.setdefault(record["problem_id"], []).append(record)
-    rows = []
+    rows: dict[str, list[str]] = {FAIR_PAIRS: [], PAIRS: []}
     for index in range(len(problems)):
         problem = problems[index]
-        effective = sorted(filter(_is_effective, tries[problem.id]), key=lambda record: -record["failures"])
-        if effective:
-            # The options of a multiple-choice question are part of its text already.
-            asked = replace(attack_prompt(problem, config), choices=(), answer_kind="text")
-            row = row_of(asked, tries[problem.id][0]["own_pictures"])
-            rows.append({**row, "responses": [record["text"] for record in effective[:MOST_PROGRAMS]]})
-    write_text(folder / PAIRS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows)
+        fair = [record for record in tries[problem.id] if record["reason"] == "ok"]
+        # The options of a multiple-choice question are part of its text already.
+        asked = replace(attack_prompt(problem, config), choices=(), answer_kind="text")
+        row = row_of(asked, tries[problem.id][0]["own_pictures"])
+        for name, chosen in ((FAIR_PAIRS, fair), (PAIRS, [record for record in fair if _works(record)])):
+            if chosen:
+                pair = {**row, "responses": [record["text"] for record in chosen]}
+                rows[name].append(json.dumps(pair, ensure_ascii=False) + "\n")
+    for name, lines in rows.items():
+        write_text(folder / name, "".join(lines))
+    return {name: len(lines) for name, lines in rows.items()}
 
 
-def _is_effective(record: Mapping[str, Any]) -> bool:
-    failures = record["failures"]
-    return record["reason"] == "ok" and failures >= LEAST_FAILURES and failures > record["failures_clean"]
+def _works(record: Mapping[str, Any]) -> bool:
+    again = record.get("failures_again")
+    return again is not None and again >= record["failures_clean_again"] + LEAST_GAIN
 
 
-def teach(config: MatchConfig, pairs: Path, folder: Path, *, on_step: OnStep | None = None) -> bool:
-    """Supervised training of the defender's model on the pairs; False if Ctrl-C ended it early."""
+def teach(
+    config: MatchConfig,
+    model: str,
+    pairs: Path,
+    folder: Path,
+    steps: int,
+    learning_rate: float,
+    *,
+    on_step: OnStep | None = None,
+) -> bool:
+    """Supervised training of a model on pairs; False if Ctrl-C ended it early.
+
+    Args:
+        model: folder of the one to begin with, of the defender's family.
+        learning_rate: of the first step; it falls to a twentieth.
+    """
     settings = sft.SFTRunConfig(
-        steps=config.cold_start.steps,
+        steps=steps,
         seed=config.seed,
         # As it will be asked: an instruction of how to answer is the defender's.
-        model=replace(config.defender, instruction=""),
+        model=replace(config.defender, path=model, instruction=""),
         sampling=config.sampling,
-        optim=OptimConfig(
-            learning_rate=config.cold_start.learning_rate,
-            final_learning_rate=config.cold_start.learning_rate / 20,
-        ),
+        optim=OptimConfig(learning_rate=learning_rate, final_learning_rate=learning_rate / 20),
         trainer=TrainerConfig(validate_every=10_000, save_every=50, keep_last=1),
         evaluation=EvaluationConfig(num_problems=1, threats=("clean",)),
         num_validation=max(1, min(MOST_VALIDATION, len(pairs.read_text(encoding="utf-8").splitlines()) // 10)),

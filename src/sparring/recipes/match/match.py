@@ -26,7 +26,7 @@ from sparring.opponents.edits import edited_scene, parse
 from sparring.pipelines.curation import CLEAN, HARD, MANIFEST, CurationConfig, curate
 from sparring.provenance import append_jsonl, read_json
 from sparring.recipes.attacking import AttackerRunConfig, train_attacker
-from sparring.recipes.match.cold_start import PAIRS, teach, write_pairs
+from sparring.recipes.match.cold_start import FAIR_PAIRS, PAIRS, teach, write_pairs
 from sparring.recipes.match.values import MatchConfig
 from sparring.recipes.run import (
     CONFIG,
@@ -46,7 +46,7 @@ from sparring.trainer import CHECKPOINTS, OnStep, TrainerConfig
 from sparring.types import Problem
 
 COLD_START, RANDOM, ATTACKS, HELD_OUT = "cold-start", "random", "attacks", "held-out"
-ATTACKER, DEFENDER, CONTROL = "attacker", "defender", "control"
+LANGUAGE, ATTACKER, DEFENDER, CONTROL = "language", "attacker", "defender", "control"
 MAX_ROWS = 256
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ class Match:
         self.say(f"random edits against the first defender, {len(self.court.held_out)} problems")
         edits = RandomAttacker(config.attack.edits)
         self._attack_held_out(lambda: edits, self.defender(0), self.folder / RANDOM / HELD_OUT)
-        if config.attacker is None and config.cold_start.steps:
+        if config.attacker is None and (config.cold_start.steps or config.cold_start.finishing_steps):
             self._cold_start()
         for number in range(1, config.rounds + 1):
             self._round(number)
@@ -124,7 +124,12 @@ class Match:
         """The model folder of the attacker after so many rounds."""
         if number:
             return self._model(self._of_round(number) / ATTACKER, self.config.attacker_steps)
-        return self.config.attacker or self._model(self.folder / COLD_START / ATTACKER, self.config.cold_start.steps)
+        if self.config.attacker:
+            return self.config.attacker
+        start, folder = self.config.cold_start, self.folder / COLD_START
+        if start.finishing_steps:
+            return self._model(folder / ATTACKER, start.finishing_steps)
+        return self._model(folder / LANGUAGE, start.steps)
 
     def defender(self, number: int, kind: str = DEFENDER) -> str:
         """The model of the defender, or of its clean control, after so many rounds; of a round without an attack that
@@ -180,14 +185,26 @@ class Match:
         start = config.cold_start
         problems = self._some(start.num_problems, first=0)
         self.say(f"cold start: random edits of {len(problems)} problems")
-        proposals = replace(config.curation, num_attacks=start.num_proposals, num_draws=start.num_draws)
-        self._curate(
-            lambda: RandomAttacker(edits), self.defender(0), problems, proposals, folder / ATTACKS, "cold start"
+        proposals = replace(
+            config.curation,
+            num_attacks=start.num_proposals,
+            num_draws=start.num_draws,
+            num_confirmed=start.num_confirmed,
+            confirming_draws=start.confirming_draws,
         )
-        num = distributed.from_main(lambda: write_pairs(folder / ATTACKS, problems, edits))
-        self.say(f"cold start: {num} problems have an edit that makes the defender fail")
-        pairs, run, steps = folder / ATTACKS / PAIRS, folder / ATTACKER, start.steps
-        self._train("cold start: attacker", steps, run, lambda show: teach(config, pairs, run, on_step=show))
+        attacks = folder / ATTACKS
+        self._curate(lambda: RandomAttacker(edits), self.defender(0), problems, proposals, attacks, "cold start")
+        nums = distributed.from_main(lambda: write_pairs(attacks, problems, edits))
+        self.say(f"cold start: {nums[FAIR_PAIRS]} problems have fair edits, {nums[PAIRS]} some that work twice")
+        self._teach(LANGUAGE, FAIR_PAIRS, config.defender.path, start.steps, start.learning_rate)
+        taught = self._model(folder / LANGUAGE, start.steps)
+        self._teach(ATTACKER, PAIRS, taught, start.finishing_steps, start.finishing_learning_rate)
+
+    def _teach(self, name: str, pairs: str, model: str, steps: int, learning_rate: float) -> None:
+        """One part of the cold start's training."""
+        folder = self.folder / COLD_START
+        learn = partial(teach, self.config, model, folder / ATTACKS / pairs, folder / name, steps, learning_rate)
+        self._train(f"cold start: {name}", steps, folder / name, lambda show: learn(on_step=show))
 
     def _round(self, number: int) -> None:
         """One turn of both."""

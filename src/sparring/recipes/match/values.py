@@ -35,25 +35,36 @@ def _defender() -> GRPOConfig:
 class ColdStartConfig:
     """The supervised pairs that an attacker begins with: proposed at random, drawn, checked, tried on the defender."""
 
-    num_problems: int = 500
+    num_problems: int = 600
     """Problems to propose edits for, >= 1."""
-    num_proposals: int = 5
-    """Random programs for each, >= 1."""
+    num_proposals: int = 24
+    """Random programs for each, >= 1: few work, and all that are fair teach the language."""
     num_draws: int = 2
     """Answers of the defender to each fair one, >= 1."""
+    num_confirmed: int = 4
+    """Of each problem, how many of the most effective are tried again, >= 1; those that work again are imitated."""
+    confirming_draws: int = 8
+    """New answers to each of these, and to the picture as it is, >= 1."""
     steps: int = 400
-    """Supervised steps on the pairs that came of it, >= 0."""
+    """Supervised steps on all fair programs, which teach the language, >= 0."""
     learning_rate: float = 4e-4
+    """Of these steps, > 0; it falls to a twentieth."""
+    finishing_steps: int = 100
+    """Supervised steps after these on the programs that work, >= 0."""
+    finishing_learning_rate: float = 1e-4
     """Of these steps, > 0; it falls to a twentieth."""
 
     def __post_init__(self) -> None:
-        for name in ("num_problems", "num_proposals", "num_draws"):
+        for name in ("num_problems", "num_proposals", "num_draws", "num_confirmed", "confirming_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be > 0: usual is 4e-4 for the bundled model")
+        for name in ("learning_rate", "finishing_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be > 0: usual is 4e-4 for the bundled model")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 starts from the model as it is")
+        if self.finishing_steps < 0:
+            raise ValueError(f"finishing_steps={self.finishing_steps} must be >= 0: 0 imitates what is fair alone")
 
 
 @dataclass(frozen=True)
