@@ -13,12 +13,14 @@ import torch
 from sparring.cli import main
 from sparring.configs import ConfigError, read_config, write_config
 from sparring.data.scenes import SceneConfig, SceneProblems
+from sparring.data.sources import Selection
 from sparring.errors import UserError
 from sparring.methods import AOTConfig
 from sparring.opponents.attacker import executed
 from sparring.perturb.corruptions.filters import to_pillow
 from sparring.pipelines.sft import SFT
 from sparring.recipes.match import MatchConfig
+from sparring.recipes.match.cold_start import FAIR_PAIRS, PAIRS, write_pairs
 from sparring.recipes.match.match import Match, open_court
 from sparring.report.match_tables import markdown
 from sparring.rewards import RewardConfig
@@ -28,7 +30,8 @@ from sparring.types import Metrics
 SMALL = [
     "--rounds", "1", "--num-curated", "8", "--num-held-out", "4", "--num-test", "6", "--attacker-steps", "1",
     "--defender-steps", "1", "--threads", "1", "--cold-start.num-problems", "40", "--cold-start.num-proposals", "3",
-    "--cold-start.steps", "2", "--data.num-train", "60", "--attack.batch.prompts-per-step", "2", "--attack.group-size",
+    "--cold-start.steps", "2", "--cold-start.finishing-steps", "1", "--cold-start.confirming-draws", "2",
+    "--data.num-train", "60", "--attack.batch.prompts-per-step", "2", "--attack.group-size",
     "2", "--attack.num-draws", "1", "--defence.batch.prompts-per-step", "2", "--defence.batch.max-draws", "1",
     "--defence.group-size", "2", "--curation.num-attacks", "2", "--curation.num-draws", "2", "--curation.batch-size",
     "16", "--sampling.max-new-tokens", "24", "--defender.precision", "fp32",
@@ -100,6 +103,42 @@ def test_scenes_know_whether_their_answer_holds(tmp_path: Path) -> None:
     assert match._holds(word) is True
     assert match._holds(executed(problem, "nonsense", language, seed=0)) is None
     assert match._holds(replace(word, problem=replace(problem, id="of a file"))) is None
+
+
+def test_what_a_cold_start_imitates(tmp_path: Path) -> None:
+    """All fair programs teach the language; of those, ones that work in new answers are imitated at last."""
+    problems = Selection(
+        open_court(MatchConfig(data=SceneConfig(num_train=12, families=("relation",)))).train, range(4)
+    )
+
+    def record(index: int, text: str, reason: str, *again: float) -> dict[str, Any]:
+        confirmed = dict(zip(("failures_again", "failures_clean_again"), again, strict=bool(again)))
+        own = {"own_pictures": [f"pictures/{index}.png"]} if text == "write 0 0 a" else {}
+        return {"problem_id": problems[index].id, "text": text, "reason": reason, "failures": 1.0, **confirmed, **own}
+
+    tries = [
+        record(0, "write 0 0 a", "ok", 0.5, 0.25),
+        record(0, "write 1 1 b", "ok", 0.25, 0.25),
+        record(0, "write 2 2 c", "ok"),
+        record(1, "write 0 0 a", "target_changed"),
+        record(1, "write 1 1 b", "ok", 0.44, 0.25),
+        record(2, "write 0 0 a", "ok", 1.0, 0.0),
+        record(2, "write 1 1 b", "ok", 0.7, 0.0),
+        record(3, "write 0 0 a", "unchanged"),
+    ]
+    (tmp_path / "attacks.jsonl").write_text("".join(json.dumps(one) + "\n" for one in tries))
+    assert write_pairs(tmp_path, problems, MatchConfig().attack.edits) == {FAIR_PAIRS: 3, PAIRS: 2}
+    fair, works = ([json.loads(line) for line in (tmp_path / name).open()] for name in (FAIR_PAIRS, PAIRS))
+    assert [row["responses"] for row in fair] == [
+        ["write 0 0 a", "write 1 1 b", "write 2 2 c"], ["write 1 1 b"], ["write 0 0 a", "write 1 1 b"],
+    ]  # fmt: skip
+    assert [(row["id"], row["responses"]) for row in works] == [
+        (problems[0].id, ["write 0 0 a"]), (problems[2].id, ["write 0 0 a", "write 1 1 b"]),
+    ]  # fmt: skip
+    assert all(
+        problem.question in row["question"] and "choices" not in row
+        for problem, row in zip(problems, fair, strict=False)
+    )
 
 
 def test_problems_are_those_that_boxes_protect() -> None:

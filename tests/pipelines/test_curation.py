@@ -68,8 +68,10 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curation, "failure_shares", known)
 
 
-def curated(folder: Path, attacker: Known, **more: Any) -> dict[str, Any]:
-    config = CurationConfig(num_attacks=4, batch_size=2)
+CONFIG = CurationConfig(num_attacks=4, batch_size=2)
+
+
+def curated(folder: Path, attacker: Known, config: CurationConfig = CONFIG, **more: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"seed": 1, "max_rows": 8, "about": {"attacker": "known"}} | more
     return curate(attacker, None, None, PROBLEMS, config, SamplingConfig(), folder, **arguments)  # type: ignore[arg-type]
 
@@ -115,6 +117,36 @@ def test_the_hardest_fair_attack_of_each_problem_is_trained_on(tmp_path: Path) -
     assert (manifest["broken"], manifest["refused"]) == (0.5, 0.5)
     assert manifest["reasons"] == {"ok": 10, "unknown_edit": 5, "target_changed": 5}
     assert manifest["kinds"] == {"cover": 5, "add": 5}
+
+
+def test_the_best_tries_are_tried_again_with_new_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the ring seems best; in new answers it is worth nothing, and the picture as it is fails more often."""
+    calls: list[tuple[int, list[tuple[str, str, int]]]] = []
+
+    def known(policy: Any, grader: Any, attacks: Sequence[Attack], *, num_draws: int, **more: Any) -> list[float]:
+        calls.append((num_draws, [(attack.problem.id, attack.text, attack.seed) for attack in attacks]))
+        first = {**SHARES, "": 0.5}
+        again = {PROGRAMS[0]: 0.875, PROGRAMS[2]: 0.125, "": 0.625}
+        return [(first if len(calls) % 2 else again).get(attack.text, 0.0) for attack in attacks]
+
+    monkeypatch.setattr(curation, "failure_shares", known)
+    config = CurationConfig(num_attacks=4, batch_size=5, num_confirmed=1, confirming_draws=9)
+    curated(tmp_path / "one", Known(), config=config)
+    (first_draws, first), (draws, again) = calls
+    assert (first_draws, draws) == (4, 9)
+    assert [text for _, text, _ in first] == [*PROGRAMS * NUM, *[""] * NUM]
+    assert [text for _, text, _ in again] == [PROGRAMS[2]] * NUM + [""] * NUM, "the best fair one, and none"
+    seeds = {(name, text): seed for name, text, seed in first}
+    assert all(seeds[name, text] != seed for name, text, seed in again), "other answers than before"
+    records = [json.loads(line) for line in (tmp_path / "one" / "attacks.jsonl").read_text().splitlines()]
+    by_text = {record["text"]: record for record in records}
+    assert (by_text[PROGRAMS[2]]["failures"], by_text[PROGRAMS[2]]["failures_clean"]) == (0.75, 0.5)
+    assert (by_text[PROGRAMS[2]]["failures_again"], by_text[PROGRAMS[2]]["failures_clean_again"]) == (0.125, 0.625)
+    assert not any("failures_again" in by_text[text] for text in (PROGRAMS[0], PROGRAMS[1], PROGRAMS[3]))
+    # More than are fair: all of these.
+    calls.clear()
+    curated(tmp_path / "all", Known(), config=replace(config, num_confirmed=9))
+    assert [text for _, text, _ in calls[1][1]] == [PROGRAMS[2], PROGRAMS[0]] * NUM + [""] * NUM
 
 
 @pytest.mark.usefixtures("shares")
@@ -165,7 +197,9 @@ def test_names_of_files_are_safe_and_differ(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("name", ["num_attacks", "num_draws", "batch_size"])
+@pytest.mark.parametrize("name", ["num_attacks", "num_draws", "confirming_draws", "batch_size"])
 def test_settings_that_cannot_work_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0 must be >= 1"):
         CurationConfig(**{name: 0})
+    with pytest.raises(ValueError, match="num_confirmed=-1 must be >= 0"):
+        CurationConfig(num_confirmed=-1)
