@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from sparring.models.policy import Policy
@@ -13,6 +15,12 @@ from tiny_models import QWEN_FAMILIES, VARIANTS, save_tiny
 # A time limit for each example fails on a busy machine, and says nothing about the code.
 settings.register_profile("sparring", deadline=None)
 settings.load_profile("sparring")
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Workers share the cores, and so do the commands and ranks that their tests start.
+    threads = max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ commands:
   data aot-sft      make pairs of a clean and a manipulated picture that misleads a model (AOT-SFT)
   study RECIPE      compare methods over seeds, or make the bundled model
   report A [B]      one page of a training run, evaluation or study, or of two compared
+  export RUN        a trained model as a plain Hugging Face folder with a model card
 
 `sparring COMMAND --help` explains every option.
 """
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": _data,
         "study": _study,
         "report": _report,
+        "export": _export,
     }
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
@@ -205,6 +207,24 @@ def _run_training(
         _say(console, f"model: {run.model_folder}")
         if distributed.is_main():
             _print_page(folder, console)
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    from sparring.recipes.exporting import ExportConfig, export
+
+    prog = "sparring export"
+    arguments, run = _take_model(arguments)
+    config = parse(
+        ExportConfig(),
+        arguments,
+        prog=f"{prog} RUN",
+        description="Take a trained model out of the folder of its run: a plain Hugging Face folder, which "
+        "transformers reads without sparring, with a model card (method, data, robustness).",
+    )
+    if run is None:
+        fail(prog, "name the folder of a run: sparring export RUN")
+    _say(Console(), f"model: {export(Path(run), config)}")
     return 0
 
 

@@ -329,6 +329,8 @@ def _origin(starts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _training_data(config: Mapping[str, Any]) -> str:
     """What a training run learned from; of supervised ones the setting ``data`` is a name."""
     data = config.get("data")
+    if config.get("file") is not None:
+        return name_of(config["file"])
     if not isinstance(data, str):
         drawn = _part(config, "data")
         return f"generated scenes, {name_of(drawn.get('num_train'))} for training" if drawn else ""
