@@ -28,6 +28,7 @@ from sparring.methods import (
     SaEIConfig,
 )
 from sparring.methods.ril import ril_loss
+from sparring.models.peft import AdapterConfig, Tower
 from sparring.models.policy import Policy
 from sparring.opponents.discriminator import DiscriminatorConfig, Shown
 from sparring.pipelines.sft import SFT, SFTConfig
@@ -82,9 +83,16 @@ CASES: dict[str, tuple[MethodConfig, type[Grader]]] = {
     "ril": (RILConfig(num_student=3, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
     "ril-adapter": (RILConfig(num_student=2, num_teacher=2, batch=BATCH, loss=RIL_LOSS, **RIL), ParityGrader),
     "ril-one": (RILConfig(num_student=2, num_teacher=2, batch=BatchConfig(1), loss=RIL_LOSS, **RIL), ParityGrader),
+    # Adapters on both towers, and the network without them as the reference.
+    "adapters": (GRPOConfig(group_size=4, batch=BATCH, loss=LOSS), ParityGrader),
+    # On the vision tower alone: of five problems one has no picture, so a rank may have none at all.
+    "vision-adapters": (GRPOConfig(group_size=2, batch=BATCH, loss=LOSS), ParityGrader),
     # One problem a step: the second rank has nothing of its own to sample or to score.
     "single": (GRPOConfig(group_size=4, num_minibatches=1, batch=BatchConfig(1), loss=LOSS), ParityGrader),
 }
+
+
+ADAPTERS: dict[str, tuple[Tower, ...]] = {"adapters": ("language", "vision"), "vision-adapters": ("vision",)}
 
 
 def problems() -> list[Problem]:
@@ -144,6 +152,8 @@ def main() -> None:
     torch.set_num_threads(1)
     device = distributed.initialise("cpu")
     policy = Policy.load(arguments.model, device=device)
+    if arguments.case in ADAPTERS:
+        policy.add_adapters(AdapterConfig(rank=2, towers=ADAPTERS[arguments.case]))
     config, grader = CASES.get(arguments.case, (None, None))
     if isinstance(config, RILConfig):
         config = with_teachers(config, arguments.out / "teachers", arguments.case)
@@ -153,7 +163,8 @@ def main() -> None:
         sharded.shard()
     # A row of one response is about 60 tokens: a small budget makes several micro-batches, unlike from rank to rank.
     budget = 1000 if arguments.case == "roma-together" else 130
-    player = Player("policy", policy, OptimConfig(learning_rate=1e-3, token_budget=budget))
+    optim = OptimConfig(learning_rate=1e-3, token_budget=budget, recompute_activations=arguments.case in ADAPTERS)
+    player = Player("policy", policy, optim)
     if arguments.case in ("single", "dynamic", "roma-together"):
         # Adam turns a gradient of nothing but rounding, as a few problems without signal give, into a whole step. And
         # it grows what rounding differs by where one rank passes all views together and two pass one after the other.

@@ -148,7 +148,11 @@ def full_weights(module: nn.Module, *, only_trained: bool = False) -> dict[str, 
     """
     options = replace(_FULL, ignore_frozen_params=only_trained)
     weights: dict[str, Any] = get_model_state_dict(module, options=options)
-    return weights
+    if not only_trained:
+        return weights
+    # A frozen tensor under a second name, as tied weights have one, is still among them.
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {name: weight for name, weight in weights.items() if name in trained}
 
 
 def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor], *, only_trained: bool = False) -> None:

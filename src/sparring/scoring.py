@@ -25,7 +25,7 @@ class MicroBatch:
     """Whole rollouts of a batch of groups that are scored in one forward pass."""
 
     packed: PackedBatch
-    """On the policy's device, for ``policy.module(packed, temperature=...)``."""
+    """On the policy's device, for ``policy.forward(packed, temperature=...)``."""
     token_index: Tensor
     """int64 (t,): where each of its tokens stands among the T tokens of all groups."""
     rollout_index: Tensor
@@ -135,12 +135,13 @@ def score(
         if compare is not None:
             index_t = micro.token_index.to(compare.hidden_TMD.device)
             own = replace(compare, hidden_TMD=compare.hidden_TMD[index_t].to(policy.device))
-        logprobs_t, *more = policy.module(
+        found = policy.forward(
             micro.packed, temperature=temperature, with_entropy=with_entropy, compare=own, with_hidden=with_hidden
         )
         # Of an idle micro-batch nothing but the shapes.
         kept = slice(0) if micro.is_idle else slice(None)
-        scores.append(Score(logprobs_t[kept], *(None if values is None else values[kept] for values in more)))
+        more = (found.entropy_T, found.kl_TM, found.hidden_TD)
+        scores.append(Score(found.logprobs_T[kept], *(None if values is None else values[kept] for values in more)))
         indices.append(micro.token_index[kept])
     return _end_to_end(scores, indices, layout_of(groups).num_tokens, policy.device, with_entropy)
 
@@ -176,7 +177,7 @@ def pixel_gradients(
     gradients = {id(image): torch.zeros_like(image) for of_group in images for image in of_group}
     scores, indices = [], []
     for micro in micro_batches(policy, shown, view=view, token_budget=token_budget):
-        live = Score(*policy.module(micro.packed, temperature=temperature, with_entropy=with_entropy))
+        live = policy.forward(micro.packed, temperature=temperature, with_entropy=with_entropy)
         pixels = micro.packed.images
         found = torch.autograd.grad(objective(live, micro), pixels) if pixels and micro.layout.num_tokens else ()
         if micro.is_idle:

@@ -158,10 +158,14 @@ class Trainer:
             "best_score": self.best_score,
             "best_step": self.best_step,
         }
+        # All ranks gather what one of them saves.
+        whole = {
+            name: player.policy.weights_to_save(state["players"][name]["weights"])
+            for name, player in self.method.players.items()
+        }
         if distributed.is_main():
             exporters = {
-                name: partial(player.policy.save, weights=state["players"][name]["weights"])
-                for name, player in self.method.players.items()
+                name: partial(player.policy.save, weights=whole[name]) for name, player in self.method.players.items()
             }
             save_checkpoint(
                 self.folder / CHECKPOINTS,

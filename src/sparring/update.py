@@ -47,6 +47,9 @@ class OptimConfig:
     constant. The supervised stages of RIL (2510.19307) go from 1e-5 to 1e-6."""
     token_budget: int = 8192
     """Most tokens of one forward and backward pass, prompts and responses together, >= 1; bounds memory only."""
+    recompute_activations: bool = False
+    """Keep the inputs of the network's blocks alone and compute the rest again in the backward pass (activation
+    checkpointing): less memory, one more forward pass for every backward one."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
@@ -114,6 +117,8 @@ class Player:
         self.policy = policy
         self.config = config
         self.schedule_updates = num_updates
+        if config.recompute_activations:
+            policy.recompute_activations()
         # A schedule that nobody knows the length of is found out now, not after the first batch.
         config.rate_at(config.warmup_steps, num_updates)
         self.optimizer = torch.optim.AdamW(
@@ -271,13 +276,11 @@ def update(player: Player, passes: Sequence[Pass], *, temperature: float) -> Met
 def _accumulate(player: Player, one: Pass, temperature: float) -> Metrics:
     """Add the gradient of a pass to the player's; its loss and named scalars."""
     totals: dict[str, float] = {}
-    module, device = player.policy.module, player.policy.device
-    for micro in micro_batches(
-        player.policy, one.minibatch.groups, view=one.view, token_budget=player.config.token_budget
-    ):
+    policy, device = player.policy, player.policy.device
+    for micro in micro_batches(policy, one.minibatch.groups, view=one.view, token_budget=player.config.token_budget):
         tokens = tokens_of(one.minibatch, micro, device)
         compare = None if one.compare is None else Comparison(tokens["others"], one.compare)
-        score = Score(*module(micro.packed, temperature=temperature, with_entropy=one.with_entropy, compare=compare))
+        score = policy.forward(micro.packed, temperature=temperature, with_entropy=one.with_entropy, compare=compare)
         loss, named = one.loss(score, tokens)
         # Gradients are averaged over ranks, while the weights of the loss are global: undo the average.
         (loss * (0.0 if micro.is_idle else distributed.world_size())).backward()

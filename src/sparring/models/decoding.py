@@ -3,7 +3,8 @@
 One token of a few rows is little work in many small operations, and on a CPU launching them takes longer than doing
 them: some 130 per layer in transformers' modules, two thirds of which are casts, norms and rotations of small tensors.
 Here projections of one input are one product, norms and rotations of queries and keys are done together, and weights
-are cast once. The rounding is that of the modules under autocast; `tests/models/test_decoding.py` compares them.
+are cast once, adapters merged into them. The rounding is that of the modules under autocast;
+`tests/models/test_decoding.py` compares them.
 
 The shape: residual layers of attention and gated MLP behind RMS norms, rotary positions, grouped heads, norms of
 queries and keys or none (Llama, Qwen2, Qwen3 and what is built on them). A model with anything else in its layers is
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from sparring.models.attention import attend_siblings
 from sparring.models.cache import SiblingCache
+from sparring.models.peft import is_adapted, merged_weight
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION = {*_PROJECTIONS, "o_proj"}
@@ -120,15 +122,15 @@ def _layer(layer: Any, dtype: torch.dtype) -> _Layer:
         head_norm = torch.cat([weight.expand(count, -1) for weight, count in zip(weights, counts, strict=True)])
     return _Layer(
         qkv=(
-            torch.cat([projection.weight for projection in projections]).to(dtype),
+            torch.cat([merged_weight(projection) for projection in projections]).to(dtype),
             None if biases[0] is None else torch.cat(biases).to(dtype),
         ),
         out=(
-            attention.o_proj.weight.to(dtype),
+            merged_weight(attention.o_proj).to(dtype),
             None if attention.o_proj.bias is None else attention.o_proj.bias.to(dtype),
         ),
-        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype),
-        down=mlp.down_proj.weight.to(dtype),
+        gate_up=torch.cat([merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)]).to(dtype),
+        down=merged_weight(mlp.down_proj).to(dtype),
         norms=(layer.input_layernorm.weight, layer.post_attention_layernorm.weight),
         head_norm=head_norm,
         eps=layer.input_layernorm.variance_epsilon,
@@ -159,7 +161,7 @@ def _is_known(layer: Any) -> bool:
     biases = [getattr(layer.self_attn, name).bias for name in _PROJECTIONS]
     norms = [module for name, module in layer.named_modules() if name.endswith("norm")]
     return (
-        all(type(module) is nn.Linear for module in (*linear, *in_mlp))
+        all(type(module) is nn.Linear or is_adapted(module) for module in (*linear, *in_mlp))
         and all(module.bias is None for module in in_mlp)
         and len({bias is None for bias in biases}) == 1
         and all("RMSNorm" in type(module).__name__ and hasattr(module, "variance_epsilon") for module in norms)

@@ -1,10 +1,17 @@
-"""Low-rank adapters on the layers of a model (LoRA, arXiv 2106.09685), by the package peft."""
+"""Low-rank adapters on the layers of a model (LoRA, arXiv 2106.09685), by the package peft.
+
+An adapter adds (alpha / rank) B A x to what a linear layer W x computes. Wherever a model with adapters leaves this
+package it is a plain one again, with weights W + (alpha / rank) B A.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +19,47 @@ from transformers import PreTrainedModel
 
 from sparring.errors import UserError
 
+Tower = Literal["language", "vision"]
+
 _INITIAL_SEED = 0
+_BASE, _DOWN, _UP = "base_layer.weight", "lora_A.default.weight", "lora_B.default.weight"
+"""How peft names the weights of a layer with an adapter: W, A and B."""
 
 
-def add_adapters(vlm: PreTrainedModel, *, rank: int, alpha: float) -> None:
-    """Freeze a model and give every linear layer of its language model's blocks an adapter, in place.
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Adapters to train in place of all weights."""
+
+    rank: int = 0
+    """Rank of the adapters, >= 0; 0 trains all weights. Ours; 16 to 64 are usual."""
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank, > 0. Ours."""
+    towers: tuple[Tower, ...] = ("language",)
+    """Whose linear layers get one: of the language model's blocks, or of the vision tower with its projector."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank={self.rank} must be >= 0: usual is 16 to 64, 0 trains all weights")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha={self.alpha} must be finite and > 0: usual is 32")
+        if not self.towers or len(set(self.towers)) != len(self.towers):
+            raise ValueError(f"towers={list(self.towers)}: name language, vision or both, each once")
+
+
+def add_adapters(vlm: PreTrainedModel, config: AdapterConfig) -> None:
+    """Freeze a model and give every linear layer of the chosen towers an adapter, in place.
 
     See :func:`inject_adapters`.
     """
     vlm.requires_grad_(False)
-    decoder: Any = vlm.get_decoder()
-    linear = {name.split(".")[-1] for name, part in decoder.layers.named_modules() if isinstance(part, nn.Linear)}
-    inject_adapters(decoder, sorted(linear), rank=rank, alpha=alpha)
+    blocks: Any = vlm.get_decoder()
+    in_language = {id(part) for part in blocks.modules()}
+    of_tower: dict[Tower, list[str]] = {"language": [], "vision": []}
+    for name, part in vlm.named_modules():
+        if isinstance(part, nn.Linear) and part is not vlm.get_output_embeddings():
+            of_tower["language" if id(part) in in_language else "vision"].append(name)
+    targets = [name for tower in config.towers for name in of_tower[tower]]
+    inject_adapters(vlm, targets, rank=config.rank, alpha=config.alpha)
 
 
 def inject_adapters(module: nn.Module, targets: Sequence[str], *, rank: int, alpha: float) -> None:
@@ -71,6 +107,55 @@ def load_adapter_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> No
             f"adapter weight {name} has shape {_shape(weights.get(name))}, but here {_shape(own.get(name))}"
         )
     set_peft_model_state_dict(module, dict(weights))
+
+
+def plain_copy(vlm: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model as it is without its adapters, which it does not have any more; all of it can be trained."""
+    copied = copy.deepcopy(vlm)
+    for name, part in list(copied.named_modules()):
+        if is_adapted(part):
+            copied.set_submodule(name, part.base_layer)
+    return copied.requires_grad_(True)
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer has an adapter."""
+    return hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer, with an adapter or without, as one matrix."""
+    if not is_adapted(layer):
+        return layer.weight  # type: ignore[return-value]
+    weights = {name: dict(layer.named_parameters())[name] for name in (_BASE, _DOWN, _UP)}
+    return _merged(weights, "", _scaling(layer))
+
+
+def merged_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a module with adapters as those of the plain one.
+
+    Args:
+        weights: whole tensors by the names of the module's parameters; nothing of it is changed.
+    """
+    scalings = {f"{name}.": _scaling(part) for name, part in module.named_modules() if is_adapted(part)}
+    plain = {}
+    for name, weight in weights.items():
+        before, infix, after = name.rpartition("base_layer.")
+        if infix:
+            plain[before + after] = _merged(weights, before, scalings[before]) if after == "weight" else weight
+        elif ".lora_" not in name:
+            plain[name] = weight
+    return plain
+
+
+def _merged(weights: Mapping[str, Tensor], prefix: str, scaling: float) -> Tensor:
+    """W + (alpha / rank) B A."""
+    base, down, up = (weights[prefix + name] for name in (_BASE, _DOWN, _UP))
+    return base + scaling * (up @ down).to(base.dtype)
+
+
+def _scaling(layer: nn.Module) -> float:
+    return float(layer.scaling["default"])  # type: ignore[index]
 
 
 def _shape(weight: Tensor | None) -> tuple[int, ...] | None:

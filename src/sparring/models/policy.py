@@ -11,9 +11,9 @@ import copy
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,9 @@ from sparring.models.families import bundled_path, load_vlm, row_layout
 from sparring.models.family import Family, RowLayout
 from sparring.models.head import Comparison, token_kl, token_logprobs
 from sparring.models.packing import PackedBatch
+from sparring.models.peft import AdapterConfig, add_adapters, merged_weights, without_adapters
 from sparring.models.processor import Processor, Prompt
-from sparring.types import Problem, View
+from sparring.types import Problem, Score, View
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class PolicyModule(nn.Module):
         self.vlm = vlm
         self.family = family
         self.precision = precision
+        self.has_adapters = False
         self._steps: StepDecoder | None = None
         self._cache_keyword = cache_keyword(vlm.get_decoder())
 
@@ -207,6 +209,9 @@ class PolicyModule(nn.Module):
     ) -> Tensor:
         """Last hidden states (B, L, D). ``image_order``: the images in the order of their placeholders, row by row."""
         embeds_BLD = self.vlm.get_input_embeddings()(input_ids_BL)
+        if self.training and not any(p.requires_grad for p in self.vlm.get_decoder().parameters()):
+            # Where the vision tower learns alone, rows without a picture need a graph too: all ranks go backward alike.
+            embeds_BLD = embeds_BLD.detach().requires_grad_(torch.is_grad_enabled())
         if images:
             streams = self._vision(images, is_alone)
             # Only the picture is repeated where several rows show it, never the vision tower.
@@ -232,12 +237,19 @@ def _masks(batch: PackedBatch) -> dict[str, object]:
 
 
 class Policy:
-    """A network with its processor: what a method samples from, scores with and attacks."""
+    """A network with its processor: what a method samples from, scores with and attacks.
 
-    def __init__(self, module: PolicyModule, processor: Processor, *, instruction: str = "") -> None:
+    Args:
+        is_base: it is what the network is without its adapters.
+    """
+
+    def __init__(
+        self, module: PolicyModule, processor: Processor, *, instruction: str = "", is_base: bool = False
+    ) -> None:
         self.module = module
         self.processor = processor
         self.instruction = instruction
+        self.is_base = is_base
         self._encode = functools.lru_cache(CACHED_PROMPTS)(processor.encode_sizes)
 
     @classmethod
@@ -285,6 +297,42 @@ class Policy:
     def precision(self) -> Precision:
         return self.module.precision
 
+    def add_adapters(self, config: AdapterConfig) -> None:
+        """Train adapters in place of all weights; before an optimizer takes them, and before ``shard``."""
+        add_adapters(self.module.vlm, config)
+        self.module.to(self.device)
+        self.module.has_adapters = True
+
+    def reset_adapters(self) -> None:
+        """Let them add nothing, as at first."""
+        for name, parameter in self.module.named_parameters():
+            if ".lora_B." in name:
+                nn.init.zeros_(parameter)
+
+    def recompute_activations(self) -> None:
+        """In training mode keep the inputs of blocks alone, and compute the rest again where a gradient needs it."""
+        vlm: Any = self.module.vlm
+        # Named so in newer versions of transformers.
+        enable = getattr(vlm, "activation_checkpointing_enable", None) or vlm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        temperature: float,
+        with_entropy: bool = False,
+        compare: Comparison | None = None,
+        with_hidden: bool = False,
+    ) -> Score:
+        """Scores of a packed batch, as ``PolicyModule.forward`` gives them."""
+        with without_adapters(self.module.vlm) if self.is_base else nullcontext():
+            return Score(
+                *self.module(
+                    batch, temperature=temperature, with_entropy=with_entropy, compare=compare, with_hidden=with_hidden
+                )
+            )
+
     def shard(self) -> None:
         """Spread the weights over the ranks of this run, if there are several; before an optimizer takes them."""
         layers = self.module.vlm.get_decoder().layers
@@ -300,14 +348,16 @@ class Policy:
         """Writes a checkpoint folder as ``load`` and transformers read it; weights are stored as ``dtype``.
 
         Args:
-            weights: those of ``weights``, if they are at hand: of several ranks one saves, and it
+            weights: those of ``weights_to_save``, if they are at hand: of several ranks one saves, and it
                 cannot gather them alone.
         """
         vlm = self.module.vlm
-        whole = distributed.full_weights(self.module) if weights is None else weights
-        # Converted one by one and on the CPU: a converted model beside the first might not fit on the device.
+        whole = self.weights_to_save(self.weights()) if weights is None else weights
         # Parameters are all there is to save, and each is named once, so that tied weights stay tied.
-        converted = {name: whole[f"vlm.{name}"].to("cpu", dtype) for name, _ in vlm.named_parameters()}
+        own = {name: whole[f"vlm.{name}"] for name, _ in vlm.named_parameters()}
+        plain = merged_weights(vlm, own) if self.module.has_adapters else own
+        # Converted one by one and on the CPU: a converted model beside the first might not fit on the device.
+        converted = {name: weight.to("cpu", dtype) for name, weight in plain.items()}
         vlm.save_pretrained(folder, state_dict=converted)
         config = copy.deepcopy(vlm.config)
         for part in (config, config.text_config, config.vision_config):
@@ -316,15 +366,25 @@ class Policy:
         self.processor.save_pretrained(folder)
 
     def weights(self) -> dict[str, Tensor]:
-        """What a checkpoint of a run keeps of the network: whole tensors on the CPU of the main rank."""
-        return distributed.full_weights(self.module)
+        """What a checkpoint of a run keeps of the network: whole tensors on the CPU of the main rank; of one with
+        adapters only what is trained, for the rest is where the run began."""
+        return distributed.full_weights(self.module, only_trained=self.module.has_adapters)
+
+    def weights_to_save(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What ``save`` writes, given what ``weights`` gave; all ranks call this."""
+        return distributed.full_weights(self.module) if self.module.has_adapters else kept
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """The inverse of ``weights``; every rank has them all."""
-        distributed.load_full_weights(self.module, weights)
+        distributed.load_full_weights(self.module, weights, only_trained=self.module.has_adapters)
 
     def clone_frozen(self) -> Policy:
-        """A copy that no optimizer and no gradient reaches: the reference of a KL term."""
+        """The policy as it is before training, which no optimizer and no gradient reaches: the reference of a KL term.
+
+        It is a copy, or of a network with adapters the network without them, which is what it is at first.
+        """
+        if self.module.has_adapters:
+            return Policy(self.module, self.processor, instruction=self.instruction, is_base=True)
         module = copy.deepcopy(self.module).requires_grad_(False)
         return Policy(module, self.processor, instruction=self.instruction)
 

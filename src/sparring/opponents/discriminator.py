@@ -21,7 +21,6 @@ Letters: ``N`` responses, ``T`` tokens of texts end to end, ``D`` hidden width (
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import math
@@ -38,12 +37,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparring import distributed
 from sparring.errors import UserError
 from sparring.models.family import Family
 from sparring.models.head import Comparison
 from sparring.models.packing import PackedBatch
-from sparring.models.peft import add_adapters, without_adapters
+from sparring.models.peft import AdapterConfig, add_adapters, plain_copy, without_adapters
 from sparring.models.policy import CACHED_PROMPTS, Policy, PolicyModule, Precision
 from sparring.models.processor import Processor, Prompt
 from sparring.objective import segment_sum
@@ -102,7 +100,6 @@ class DiscriminatorModule(PolicyModule):
         super().__init__(vlm, family, precision)
         # A vector, so that it can be sharded.
         self.head = nn.Parameter(torch.zeros_like(vlm.get_output_embeddings().weight[0]))
-        self.has_adapters = False
 
     def forward(
         self,
@@ -153,7 +150,7 @@ class Discriminator(Policy):
             UserError: it has other settings, or another tokenizer than the student, whose ids it is to read.
         """
         if config.path is None:
-            vlm = copy.deepcopy(student.module.vlm)
+            vlm = plain_copy(student.module.vlm)
             return cls._around(vlm, student.processor, student.module.precision, config).to_device_of(student)
         saved = _read_about(config.path)
         apart = [name for name in _SAVED if saved[name] != getattr(config, name)]
@@ -163,7 +160,7 @@ class Discriminator(Policy):
                 f"{getattr(config, apart[0])!r}: set discriminator.{apart[0]} to it"
             )
         if config.adapter_rank:
-            vlm = copy.deepcopy(student.module.vlm)
+            vlm = plain_copy(student.module.vlm)
         else:
             base = Policy.load(config.path, precision=student.precision)
             if base.processor.tokenizer.get_vocab() != student.processor.tokenizer.get_vocab():
@@ -181,7 +178,7 @@ class Discriminator(Policy):
     ) -> Discriminator:
         module = DiscriminatorModule(vlm, processor.family, precision).eval()
         if config.adapter_rank:
-            add_adapters(vlm, rank=config.adapter_rank, alpha=config.adapter_alpha)
+            add_adapters(vlm, AdapterConfig(config.adapter_rank, config.adapter_alpha))
             module.has_adapters = True
         return cls(module, processor, config)
 
@@ -211,12 +208,8 @@ class Discriminator(Policy):
             raise ValueError("adapter_rank=0 trains all weights, so no frozen policy can share them: clone one")
         return Policy(self.module, self.processor, instruction=instruction)
 
-    def weights(self) -> dict[str, Tensor]:
-        """As of any policy; with adapters only what is trained, for the rest is the student's initial network."""
-        return distributed.full_weights(self.module, only_trained=self.module.has_adapters)
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        distributed.load_full_weights(self.module, weights, only_trained=self.module.has_adapters)
+    def weights_to_save(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return kept
 
     def save(
         self,

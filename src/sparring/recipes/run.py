@@ -14,7 +14,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sparring import distributed
-from sparring.checkpoint import CheckpointError, step_folder, verify_checkpoint
+from sparring.checkpoint import CheckpointError, load_checkpoint, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
 from sparring.data.jsonl import JsonlProblems, OnBad
 from sparring.data.scenes import GENERATION, SceneConfig
@@ -40,6 +40,7 @@ from sparring.methods import (
     SaEIConfig,
 )
 from sparring.models.families import fingerprint
+from sparring.models.peft import AdapterConfig
 from sparring.models.policy import Policy, Precision
 from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.policy_loss import PolicyLossConfig
@@ -87,6 +88,8 @@ class TrainingConfig:
     """Run folder; none makes a new one under runs/."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The policy."""
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
+    """Adapters to train in place of all weights (LoRA)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How responses are drawn."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -336,9 +339,20 @@ class Run:
                 raise CheckpointError(
                     f"{error}; it is the best step: put back a copy of it, or test another with sparring eval"
                 ) from error
-        best = Policy.load(self.model_folder)
-        distributed.load_full_weights(self.policy.module, best.module.state_dict())
+        if self.policy.module.has_adapters:
+            self._load_best_adapters()
+        else:
+            best = Policy.load(self.model_folder)
+            distributed.load_full_weights(self.policy.module, best.module.state_dict())
         return self.trainer.best_step
+
+    def _load_best_adapters(self) -> None:
+        """Those of the best step; without one all that they add up to is nothing again."""
+        if self.trainer.best_step:
+            state = load_checkpoint(step_folder(self.folder / CHECKPOINTS, self.trainer.best_step)).state
+            self.policy.load_weights(state["players"]["policy"]["weights"])
+        else:
+            self.policy.reset_adapters()
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,7 +422,10 @@ def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
     use_threads(config.threads)
     torch.manual_seed(config.seed)
     judge = judging.open_judge(config.reward, config.judge, folder)
-    return load_policy(config.model), Grader(config.reward, judge)
+    policy = load_policy(config.model)
+    if config.adapters.rank:
+        policy.add_adapters(config.adapters)
+    return policy, Grader(config.reward, judge)
 
 
 class Started(Protocol):
