@@ -28,6 +28,7 @@ from sparring.update import OptimConfig
 FAIR_PAIRS, PAIRS = "fair_pairs.jsonl", "pairs.jsonl"
 LEAST_GAIN = 0.2
 """By how much more often the defender must fail, in new answers, under a program that is imitated."""
+WARMUP_STEPS, PROBLEMS_PER_STEP = 20, 8
 MOST_VALIDATION = 32
 """Problems that tell how training goes, or a tenth of them if that is fewer."""
 
@@ -81,12 +82,14 @@ def teach(
         # As it will be asked: an instruction of how to answer is the defender's.
         model=replace(config.defender, path=model, instruction=""),
         sampling=config.sampling,
-        optim=OptimConfig(learning_rate=learning_rate, final_learning_rate=learning_rate / 20),
+        optim=OptimConfig(
+            learning_rate=learning_rate, final_learning_rate=learning_rate / 20, warmup_steps=WARMUP_STEPS
+        ),
         trainer=TrainerConfig(validate_every=10_000, save_every=50, keep_last=1),
         evaluation=EvaluationConfig(num_problems=1, threats=("clean",)),
         num_validation=max(1, min(MOST_VALIDATION, len(pairs.read_text(encoding="utf-8").splitlines()) // 10)),
         threads=config.threads,
-        method=SFTConfig(max_response_tokens=config.sampling.max_new_tokens),
+        method=SFTConfig(problems_per_step=PROBLEMS_PER_STEP, max_response_tokens=config.sampling.max_new_tokens),
         data=str(pairs),
         # Nothing is tested: a name keeps all pairs for training.
         test="scenes",

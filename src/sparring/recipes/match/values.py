@@ -45,14 +45,15 @@ class ColdStartConfig:
     """Of each problem, how many of the most effective are tried again, >= 1; those that work again are imitated."""
     confirming_draws: int = 8
     """New answers to each of these, and to the picture as it is, >= 1."""
-    steps: int = 400
+    steps: int = 600
     """Supervised steps on all fair programs, which teach the language, >= 0."""
-    learning_rate: float = 4e-4
-    """Of these steps, > 0; it falls to a twentieth."""
+    learning_rate: float = 1.5e-3
+    """Of these steps, > 0: after a warm-up it falls to a twentieth. High, for the bundled model: it has to spell words
+    that it never saw."""
     finishing_steps: int = 100
     """Supervised steps after these on the programs that work, >= 0."""
-    finishing_learning_rate: float = 1e-4
-    """Of these steps, > 0; it falls to a twentieth."""
+    finishing_learning_rate: float = 3e-4
+    """Of these steps, > 0; it falls likewise."""
 
     def __post_init__(self) -> None:
         for name in ("num_problems", "num_proposals", "num_draws", "num_confirmed", "confirming_draws"):
@@ -60,7 +61,7 @@ class ColdStartConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1")
         for name in ("learning_rate", "finishing_learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be > 0: usual is 4e-4 for the bundled model")
+                raise ValueError(f"{name}={getattr(self, name)} must be > 0: usual is 1e-3 for the bundled model")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must be >= 0: 0 starts from the model as it is")
         if self.finishing_steps < 0:
