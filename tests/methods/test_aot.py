@@ -135,6 +135,21 @@ def test_an_attack_may_be_paid_for_what_it_adds(folder: Path, monkeypatch: pytes
     assert metrics["success"] - 0.25 * metrics["fair"] == pytest.approx(metrics["reward"])
 
 
+def test_greedy_answers_are_one_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    def failure_shares(
+        policy: Policy, grader: Any, attacks: Sequence[Attack], sampling: SamplingConfig, *, num_draws: int, **more: Any
+    ) -> list[float]:
+        asked.append((sampling.greedy, num_draws))
+        return [0.0] * len(attacks)
+
+    monkeypatch.setattr(module, "failure_shares", failure_shares)
+    for greedy in (False, True):
+        method_of(folder, greedy=greedy, num_draws=3).step(stream(), 0)
+    assert asked == [(False, 3), (True, 1)]
+
+
 def test_the_attacker_learns_and_the_defender_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = pay(monkeypatch, lambda text: True, lambda text: float("e" in text or "a" in text))
     method = method_of(

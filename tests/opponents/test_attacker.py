@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sparring.models.policy import Policy
+from sparring.models.qwen_vl import QwenVL
 from sparring.opponents import probing
 from sparring.opponents.attacker import (
     EDITED,
@@ -24,7 +25,7 @@ from sparring.opponents.attacker import (
     executed,
     untouched,
 )
-from sparring.opponents.probing import edit_metrics, failure_shares
+from sparring.opponents.probing import answers_under, edit_metrics, failure_shares
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.types import Box, Problem
 from tiny_models import tiny_problem
@@ -142,7 +143,31 @@ def test_log_probabilities_and_seeds_are_those_of_the_sampled_programs(tiny_fold
         assert [a.logprob for a in own] == pytest.approx([float(r.sampler_logprobs.sum()) for r in rollouts])
     assert len({attack.seed for own in attacks for attack in own}) == 6
     again = attacker.attack(asked[1:], [6], 3)
-    assert [a.record() for a in again[0]] == [a.record() for a in attacks[1]], "whoever else is attacked"
+    mine, before = ([a.record() | {"logprob": None} for a in own] for own in (again[0], attacks[1]))
+    assert mine == before, "whoever else is attacked"
+
+
+def test_an_edit_that_changes_nothing_for_the_defender_changes_no_answer(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blind defenders give every picture the same answers, and so the same share, to the last one."""
+    policy = Policy.load(tiny_folders["qwen3_vl"])
+
+    def blind(vlm: Any, images: Sequence[torch.Tensor], is_alone: Sequence[bool]) -> Any:
+        streams = QwenVL.features(policy.module.family, vlm, images, is_alone)
+        return [[torch.zeros_like(features) for features in stream] for stream in streams]
+
+    monkeypatch.setattr(policy.module.family, "features", blind)
+    attacks = [
+        untouched(after("").problem, 0),
+        after("add blue ring 6 2 2"),
+        after("noise 6 6 8 8"),
+        after("write 7 7 no"),
+    ]
+    assert all(attack.is_fair for attack in attacks)
+    answered = answers_under(policy, ParityGrader(), attacks, SAMPLING, num_draws=16, max_rows=64, luck=1)
+    texts = [[rollout.text for rollout in rollouts] for rollouts in answered]
+    assert texts[0] == texts[1] == texts[2] == texts[3] and len(set(texts[0])) > 8
 
 
 def test_random_attacks_are_drawn_by_their_seeds_and_mostly_fair() -> None:
@@ -169,12 +194,19 @@ def test_failures_are_the_share_of_wrong_answers(
     monkeypatch.setattr(probing, "sample", watched)
     fair = after("add blue ring 6 2 2")
     same = replace(fair, text="add  blue ring 6 2 2", seed=99)
-    attacks = [fair, after(""), same, untouched(problem(), 7), after("cover 1 1 2 2 grey")]
-    shares = failure_shares(policy, ParityGrader(), attacks, SAMPLING, num_draws=8, max_rows=64)
+    attacks = [fair, after(""), same, untouched(fair.problem, 7), after("cover 1 1 2 2 grey")]
+    shares = failure_shares(policy, ParityGrader(), attacks, SAMPLING, num_draws=8, max_rows=64, luck=5)
     assert shares[1] == shares[4] == 0.0, "what is not fair counts nothing"
     assert shares[0] == shares[2] and len(asked) == 2, "equal pictures are answered once"
     for request, share in zip(asked, (shares[0], shares[3]), strict=True):
         (rollouts,) = sample(policy, [request], SAMPLING, max_rows=64)
         wrong = [sum(rollout.text.encode()) % 2 == 1 for rollout in rollouts]
         assert share == np.mean(wrong)
+    # Edits of a problem and its own picture share their luck; problems and trials do not.
+    first, own = asked
+    assert first.seed == own.seed and not torch.equal(first.view.images[0], own.view.images[0])
+    other = untouched(replace(problem(), id="other"), 7)
+    failure_shares(policy, ParityGrader(), [other], SAMPLING, num_draws=8, max_rows=64, luck=5)
+    failure_shares(policy, ParityGrader(), [fair], SAMPLING, num_draws=8, max_rows=64, luck=6)
+    assert len({request.seed for request in asked}) == 3
     assert tiny_problem(0).boxes == ()

@@ -65,6 +65,9 @@ class AOTConfig(LearnerConfig):
     """Programs per problem, G >= 2."""
     num_draws: int = 4
     """Answers of the defender to each edited picture, K >= 1. Ours."""
+    greedy: bool = False
+    """Take one greedy answer in place of the K sampled ones: the reward has no luck in it, and most edits change no
+    answer. The trials of the paper's evaluation are at temperature 0, too."""
     must_all_fail: bool = False
     """Pay only attacks under which all K answers are wrong: a strict reading of "consecutive failures"."""
     over_clean: bool = False
@@ -126,9 +129,10 @@ class AOT(PolicyLearner[AOTConfig]):
             self.frozen[DEFENDER],
             self.grader,
             [*flat, *(bare if self.config.over_clean else ())],
-            self.sampling,
-            num_draws=self.config.num_draws,
+            replace(self.sampling, greedy=self.config.greedy),
+            num_draws=1 if self.config.greedy else self.config.num_draws,
             max_rows=self.max_rows,
+            luck=seeds[0],
         )
         each, clean = iter(shares), shares[len(flat) :] or [0.0] * len(bare)
         paid = [

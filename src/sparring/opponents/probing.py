@@ -22,12 +22,13 @@ def failure_shares(
     *,
     num_draws: int,
     max_rows: int,
+    luck: int,
 ) -> list[float]:
     """The share of ``num_draws`` answers of the defender to each attack's picture that are wrong; 0 if it is not fair.
 
-    Equal pictures of a problem are answered once. Of several ranks, which must all call this, each does its share.
+    Arguments as ``answers_under``.
     """
-    answered = answers_under(defender, grader, attacks, sampling, num_draws=num_draws, max_rows=max_rows)
+    answered = answers_under(defender, grader, attacks, sampling, num_draws=num_draws, max_rows=max_rows, luck=luck)
     return [
         sum(not is_right(rollout) for rollout in rollouts) / num_draws if rollouts else 0.0 for rollouts in answered
     ]
@@ -41,8 +42,18 @@ def answers_under(
     *,
     num_draws: int,
     max_rows: int,
+    luck: int,
 ) -> list[tuple[Rollout, ...]]:
-    """Graded answers of the defender to the picture of each fair attack; none to the others."""
+    """Graded answers of the defender to the picture of each fair attack; none to the others.
+
+    All pictures of a problem are answered with the same random numbers, which ``sample`` turns into tokens by the
+    inverse of their distribution function. So an edit that changes nothing for the defender changes no answer, and
+    what edits are worth is compared without the luck of the draw (common random numbers). Equal pictures are answered
+    once. Of several ranks, which must all call this, each does its share.
+
+    Args:
+        luck: seed of the random numbers of all problems.
+    """
     keys = [_picture_key(attack) if attack.is_fair else None for attack in attacks]
     different: dict[tuple[str, bytes], Attack] = {}
     for key, attack in zip(keys, attacks, strict=True):
@@ -50,7 +61,9 @@ def answers_under(
             different.setdefault(key, attack)
     requests = [
         # A model of another family sees the picture at another size than the attacker.
-        SampleRequest(attack.problem, attack.view(defender.processor), num_draws, derive_seed(attack.seed, "defender"))
+        SampleRequest(
+            attack.problem, attack.view(defender.processor), num_draws, derive_seed(luck, attack.problem.id, "defender")
+        )
         for attack in different.values()
     ]
     drawn = sample(defender, requests, sampling, max_rows=max_rows)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def curate(
             # The pictures as they are come last: without them nobody knows what an attack is worth.
             bare = [untouched(problem, seed) for problem, seed in zip(batch, seeds, strict=True)]
             answered = partial(failure_shares, defender, grader, sampling=sampling, max_rows=max_rows)
-            tried = _tried([*attacks, *((own,) for own in bare)], answered, config)
+            tried = _tried([*attacks, *((own,) for own in bare)], answered, config, seed)
             if distributed.is_main():
                 clean = {own.problem.id: trial for own, (trial,) in zip(bare, tried[len(attacks) :], strict=True)}
                 _write(folder, attacks, tried[: len(attacks)], clean, oracle)
@@ -138,31 +138,28 @@ class _Trial:
 
 
 def _tried(
-    attacks: Sequence[Sequence[Attack]], answered: Callable[..., list[float]], config: CurationConfig
+    attacks: Sequence[Sequence[Attack]], answered: Callable[..., list[float]], config: CurationConfig, seed: int
 ) -> list[list[_Trial]]:
     """What each attack did, and of each group the best once more."""
 
-    def shares(groups: Sequence[Sequence[Attack]], num_draws: int) -> list[list[float]]:
-        flat = iter(answered([attack for group in groups for attack in group], num_draws=num_draws))
+    def shares(groups: Sequence[Sequence[Attack]], num_draws: int, trial: str) -> list[list[float]]:
+        luck = derive_seed(seed, trial)
+        flat = iter(answered([attack for group in groups for attack in group], num_draws=num_draws, luck=luck))
         return [[next(flat) for _ in group] for group in groups]
 
-    first = shares(attacks, config.num_draws)
+    first = shares(attacks, config.num_draws, "first trial")
     if not config.num_confirmed:
         return [[_Trial(share) for share in own] for own in first]
     places = [
         sorted((i for i, attack in enumerate(group) if attack.is_fair), key=lambda i: -own[i])[: config.num_confirmed]
         for group, own in zip(attacks, first, strict=True)
     ]
-    chosen = [
-        [replace(group[i], seed=derive_seed(group[i].seed, "again")) for i in best]
-        for group, best in zip(attacks, places, strict=True)
-    ]
-    again = [
-        dict(zip(best, own, strict=True))
-        for best, own in zip(places, shares(chosen, config.confirming_draws), strict=True)
-    ]
+    chosen = [[group[i] for i in best] for group, best in zip(attacks, places, strict=True)]
+    second = shares(chosen, config.confirming_draws, "second trial")
+    again = [dict(zip(best, own, strict=True)) for best, own in zip(places, second, strict=True)]
     return [
-        [_Trial(share, second.get(i)) for i, share in enumerate(own)] for own, second in zip(first, again, strict=True)
+        [_Trial(share, confirmed.get(i)) for i, share in enumerate(own)]
+        for own, confirmed in zip(first, again, strict=True)
     ]
 
 

@@ -91,6 +91,7 @@ def validate(method: AOT, problems: Sequence[Problem], *, seed: int) -> Metrics:
         method.sampling,
         num_draws=method.config.num_draws,
         max_rows=method.max_rows,
+        luck=seed,
     )
     success = sum(shares) / len(shares)
     return {

@@ -22,7 +22,7 @@ added, wherever it lies, so that no gate on boxes keeps its answer."""
 
 
 def _attacker() -> AOTConfig:
-    return AOTConfig(num_minibatches=1, batch=BatchConfig(prompts_per_step=12))
+    return AOTConfig(num_minibatches=1, over_clean=True, batch=BatchConfig(prompts_per_step=16))
 
 
 def _defender() -> GRPOConfig:
@@ -96,7 +96,7 @@ class MatchConfig:
     """Problems that attacks are tested on, >= 1; nobody trains on them."""
     num_test: int = 200
     """Problems of each of the other tests, >= 1."""
-    attacker_steps: int = 30
+    attacker_steps: int = 60
     """Steps of an attacker per round, >= 1."""
     defender_steps: int = 20
     """Steps of a defender, and of its clean control, per round, >= 1."""
@@ -110,7 +110,7 @@ class MatchConfig:
     """How programs and answers are drawn."""
     reward: RewardConfig = field(default_factory=lambda: PRESETS["aot"][1].reward)
     """What the defender is paid for."""
-    attacker_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4))
+    attacker_optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer of attackers."""
     defender_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4))
     """Optimizer of defenders and of the control."""
