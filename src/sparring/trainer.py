@@ -17,13 +17,26 @@ from sparring.checkpoint import load_latest, save_checkpoint
 from sparring.data.stream import ProblemStream
 from sparring.provenance import Interrupt, append_jsonl, read_jsonl, write_text
 from sparring.types import Metrics
-from sparring.update import NonFiniteLossError, Player
+from sparring.update import NonFiniteLossError
+
+
+class Trained(Protocol):
+    """What the trainer needs of a player: of a policy with its optimizer (`update.Player`), or of an image editor."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, optimizer and position in a schedule; of several ranks, which must all call this, the main one's."""
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+    def save(self, folder: Path, state: Mapping[str, object]) -> None:
+        """Write the weights of a ``state_dict`` as others load them. Of several ranks the main one calls this."""
 
 
 class Method(Protocol):
     """What the trainer needs of a method."""
 
-    players: dict[str, Player]
+    @property
+    def players(self) -> Mapping[str, Trained]: ...
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
@@ -160,8 +173,7 @@ class Trainer:
         }
         if distributed.is_main():
             exporters = {
-                name: partial(player.policy.save, weights=state["players"][name]["weights"])
-                for name, player in self.method.players.items()
+                name: partial(player.save, state=state["players"][name]) for name, player in self.method.players.items()
             }
             save_checkpoint(
                 self.folder / CHECKPOINTS,

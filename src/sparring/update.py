@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +142,10 @@ class Player:
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
         if self.config.final_learning_rate is not None:
             self.schedule_updates = int(state["schedule_updates"])  # type: ignore[call-overload]
+
+    def save(self, folder: Path, state: Mapping[str, object]) -> None:
+        """Write the weights of a ``state_dict`` as a checkpoint folder that transformers reads."""
+        self.policy.save(folder, weights=state["weights"])  # type: ignore[arg-type]
 
     def complete_gradients(self) -> None:
         """Zeros where a trained weight has no gradient, as a vision tower where no row shows a picture.
