@@ -14,9 +14,9 @@ from sparring import learner
 from sparring.data.stream import ProblemStream
 from sparring.errors import UserError
 from sparring.methods import AOT, METHODS, AOTConfig
-from sparring.methods import aot as module
 from sparring.methods.aot import DEFENDER
 from sparring.models.policy import Policy
+from sparring.opponents import probing
 from sparring.opponents.attacker import Attack, EditAttacker
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
@@ -73,7 +73,7 @@ def pay(monkeypatch: pytest.MonkeyPatch, fair: Any, share: Any) -> list[Attack]:
         return [share(attack.text) if attack.is_fair else 0.0 for attack in attacks]
 
     monkeypatch.setattr(EditAttacker, "executed", executed)
-    monkeypatch.setattr(module, "failure_shares", failure_shares)
+    monkeypatch.setattr(probing, "failure_shares", failure_shares)
     return made
 
 
