@@ -200,6 +200,15 @@ def test_a_base_supplies_what_the_file_leaves_out() -> None:
     assert from_dict(Run, {"opponent": {"name": "attack"}}, base=base).opponent == Attack(num_steps=4)
 
 
+def test_what_a_part_leaves_out_is_as_the_field_that_holds_it_has_it() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Holder:
+        attack: Attack = dataclasses.field(default_factory=lambda: Attack(num_steps=7))
+
+    assert from_dict(Holder, {"attack": {"name": "attack"}}) == Holder()
+    assert from_dict(Holder, {"attack": {}}, base=Holder(Attack(num_steps=4))).attack.num_steps == 4
+
+
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     run = Run(steps=2, opponent=Attack())

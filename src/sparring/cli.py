@@ -265,7 +265,7 @@ def _tested(run: Run, label: str, console: Console) -> list[Outcome]:
 
 def _match(arguments: list[str]) -> int:
     from sparring import distributed
-    from sparring.recipes.match import MatchConfig, run_match
+    from sparring.recipes.match import MatchConfig, check_players, run_match
     from sparring.recipes.run import CONFIG
     from sparring.report.match_tables import console_tables
     from sparring.report.progress import TrainingProgress
@@ -280,8 +280,10 @@ def _match(arguments: list[str]) -> int:
         arguments,
         prog=prog,
         description="AOT: an attacker that learns to edit pictures and a defender that learns to see through it take "
-        "turns; then everyone meets everyone. --resume FOLDER goes on with a stopped match.",
+        "turns; then everyone meets everyone. The attacker writes edit programs, or with --editor.path is an image "
+        "editor. --resume FOLDER goes on with a stopped match.",
     )
+    check_players(config)
     folder = resumed or _new_folder(config.out, config.defender, "match", prog)
     console = _console(config.defender)
     _say(console, f"match of {config.rounds} rounds, in {folder}")

@@ -210,9 +210,12 @@ def _build(cls: type, data: Any, place: _Place, base: Any) -> Any:
         if name not in hints:
             raise place.error(_unknown(place.child(str(name)).path, str(name), list(hints)))
     values = {name: getattr(base, name) for name in hints} if type(base) is cls else {}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in data:
-        values[name] = _decode(hints[name], data[name], place.child(name), values.get(name))
-    for field in dataclasses.fields(cls):
+        # What a part leaves out is as the field that holds it has it.
+        default = values[name] if name in values else _default(fields[name])
+        values[name] = _decode(hints[name], data[name], place.child(name), default)
+    for field in fields.values():
         if field.init and field.name not in values and is_required(field):
             path = place.child(field.name).path
             raise place.error(f"{path} is missing: add it; it takes {describe(hints[field.name])}")
@@ -220,6 +223,13 @@ def _build(cls: type, data: Any, place: _Place, base: Any) -> Any:
         return cls(**values)
     except ValueError as error:
         raise place.error(f"{place.path}: {error}" if place.path else str(error)) from error
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What a field of a dataclass holds if nobody says; None if it must be said."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if is_required(field) else field.default
 
 
 def _decode(hint: Any, value: Any, place: _Place, base: Any) -> Any:

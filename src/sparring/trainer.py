@@ -11,19 +11,36 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from sparring import distributed
 from sparring.checkpoint import load_latest, save_checkpoint
 from sparring.data.stream import ProblemStream
 from sparring.provenance import Interrupt, append_jsonl, read_jsonl, write_text
 from sparring.types import Metrics
-from sparring.update import NonFiniteLossError, Player
+from sparring.update import NonFiniteLossError
+
+
+class Trained(Protocol):
+    """What the trainer needs of a player: of a policy with its optimizer (`update.Player`), or of an image editor."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, optimizer and position in a schedule; of several ranks, which must all call this, the main one's."""
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+    def weights_to_save(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """What ``save`` writes, given what ``state_dict`` gave; of several ranks all must call this."""
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write weights as others load them. Of several ranks the main one calls this."""
 
 
 class Method(Protocol):
     """What the trainer needs of a method."""
 
-    players: dict[str, Player]
+    @property
+    def players(self) -> Mapping[str, Trained]: ...
 
     def step(self, stream: ProblemStream, step: int) -> Metrics:
         """One batch of rollouts and the optimizer steps on it."""
@@ -159,13 +176,10 @@ class Trainer:
             "best_step": self.best_step,
         }
         # All ranks gather what one of them saves.
-        whole = {
-            name: player.policy.weights_to_save(state["players"][name]["weights"])
-            for name, player in self.method.players.items()
-        }
+        whole = {name: player.weights_to_save(state["players"][name]) for name, player in self.method.players.items()}
         if distributed.is_main():
             exporters = {
-                name: partial(player.policy.save, weights=whole[name]) for name, player in self.method.players.items()
+                name: partial(player.save, weights=whole[name]) for name, player in self.method.players.items()
             }
             save_checkpoint(
                 self.folder / CHECKPOINTS,

@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +148,14 @@ class Player:
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
         if self.config.final_learning_rate is not None:
             self.schedule_updates = int(state["schedule_updates"])  # type: ignore[call-overload]
+
+    def weights_to_save(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """What ``save`` writes, given what ``state_dict`` gave; all ranks call this."""
+        return self.policy.weights_to_save(state["weights"])
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write weights as a checkpoint folder that transformers reads."""
+        self.policy.save(folder, weights=weights)
 
     def complete_gradients(self) -> None:
         """Zeros where a trained weight has no gradient, as a vision tower where no row shows a picture.

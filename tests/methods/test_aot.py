@@ -14,9 +14,9 @@ from sparring import learner
 from sparring.data.stream import ProblemStream
 from sparring.errors import UserError
 from sparring.methods import AOT, METHODS, AOTConfig
-from sparring.methods import aot as module
 from sparring.methods.aot import DEFENDER
 from sparring.models.policy import Policy
+from sparring.opponents import probing
 from sparring.opponents.attacker import Attack, EditAttacker
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout import SamplingConfig
@@ -73,7 +73,7 @@ def pay(monkeypatch: pytest.MonkeyPatch, fair: Any, share: Any) -> list[Attack]:
         return [share(attack.text) if attack.is_fair else 0.0 for attack in attacks]
 
     monkeypatch.setattr(EditAttacker, "executed", executed)
-    monkeypatch.setattr(module, "failure_shares", failure_shares)
+    monkeypatch.setattr(probing, "failure_shares", failure_shares)
     return made
 
 
@@ -133,21 +133,6 @@ def test_an_attack_may_be_paid_for_what_it_adds(folder: Path, monkeypatch: pytes
         assert reward.parts["success"] == success
         assert reward.value == (success - 0.25 if parity(text) == 0 else 0.0), "what is not fair is paid nothing"
     assert metrics["success"] - 0.25 * metrics["fair"] == pytest.approx(metrics["reward"])
-
-
-def test_greedy_answers_are_one_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[bool, int]] = []
-
-    def failure_shares(
-        policy: Policy, grader: Any, attacks: Sequence[Attack], sampling: SamplingConfig, *, num_draws: int, **more: Any
-    ) -> list[float]:
-        asked.append((sampling.greedy, num_draws))
-        return [0.0] * len(attacks)
-
-    monkeypatch.setattr(module, "failure_shares", failure_shares)
-    for greedy in (False, True):
-        method_of(folder, greedy=greedy, num_draws=3).step(stream(), 0)
-    assert asked == [(False, 3), (True, 1)]
 
 
 def test_the_attacker_learns_and_the_defender_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from sparring.opponents.diffusion import DiffusionEditor, FlowGRPO
 from sparring.opponents.diffusion_attacker import DiffusionAttacker, with_boxes_kept
 from sparring.opponents.flow_grpo import FlowGRPOConfig, Sampling
 from sparring.opponents.integrity import GateConfig
-from sparring.types import Box, Problem
+from sparring.types import Box, Problem, Reward
 from tiny_editors import picture, tiny_kontext
 
 BOX = Box(4.5, 6.2, 14.0, 15.9, "red cup")
@@ -87,15 +87,15 @@ def test_a_step_pays_what_it_is_told_to_and_moves_the_editor() -> None:
     before = {name: value.clone() for name, value in ours.editor.weights().items()}
     told: list[Attack] = []
 
-    def pay(attacks: Sequence[Attack]) -> list[float]:
-        told.extend(attacks)
-        return [float(number % 4 == 0) for number in range(len(attacks))]
+    def pay(groups: Sequence[Sequence[Attack]]) -> list[list[Reward]]:
+        told.extend(attack for own in groups for attack in own)
+        return [[Reward(float(number == 0), {}, {"edit": "ok"}) for number in range(len(own))] for own in groups]
 
     metrics, attacks = ours.step([problem(), problem(1)], [1, 2], pay)
     # Groups of four in batches of three and one, in order.
     assert told == [attack for own in attacks for attack in own] and [len(own) for own in attacks] == [4, 4]
     assert [attack.problem.id for attack in told] == ["p0"] * 4 + ["p1"] * 4
-    assert metrics["reward"] == 0.25 and metrics["fair"] == 1.0 and metrics["grad_norm"] > 0
+    assert metrics["reward"] == 0.25 and metrics["verdict/edit/ok"] == 1.0 and metrics["grad_norm"] > 0
     assert metrics["groups_without_signal"] == 0.0 and metrics["failed"] == 0.0
     assert any(not torch.equal(value, before[name]) for name, value in ours.editor.weights().items())
     # The same seeds in an attack make the same pictures, before an update.

@@ -1,6 +1,7 @@
 """The methods, one file each, and their registry."""
 
 from sparring.methods.aot import AOT, AOTConfig
+from sparring.methods.aot_editor import EditorAOT, EditorAOTConfig
 from sparring.methods.grpo import GRPO, GRPOConfig
 from sparring.methods.kl_cov import ClipCovConfig, Covariance, KLCovConfig
 from sparring.methods.noisyrollout import NoisyRollout, NoisyRolloutConfig
@@ -27,7 +28,8 @@ METHODS: dict[
     RILConfig: RIL,
     AOTConfig: AOT,
 }
-"""From a method's configuration to the method. AOT's trains an attacker: `recipes.attacking` runs it."""
+"""From the configuration of a method that trains a policy to the method. AOT's trains an attacker: `recipes.attacking`
+runs it, and `recipes.editing` runs EditorAOT, which trains an image editor."""
 
 __all__ = [
     "AOT",
@@ -39,6 +41,8 @@ __all__ = [
     "AOTConfig",
     "ClipCovConfig",
     "Covariance",
+    "EditorAOT",
+    "EditorAOTConfig",
     "GRPOConfig",
     "KLCovConfig",
     "MethodConfig",

@@ -20,8 +20,8 @@ One step of the attacker:
 |---|---|
 | the editor, and its cold start from supervised pairs | `opponents.attacker`, `recipes.match` |
 | localized SSIM, "edit and check" | `opponents.integrity.judge_edit` |
-| efficacy, "consecutive" failures | `opponents.probing.failure_shares`, ``must_all_fail`` |
-| attacker's objective | `policy_loss`, as in GRPO; Flow-GRPO for a diffusion editor |
+| efficacy, "consecutive" failures | `opponents.probing.attack_rewards`, ``must_all_fail`` |
+| attacker's objective | `policy_loss`, as in GRPO; Flow-GRPO for a diffusion editor (`methods.aot_editor`) |
 | defender's recipe (released code) | the preset `aot` of GRPO |
 
 **Deviations.** The paper's attacker is Qwen-Image-Edit, a diffusion model of 20 B parameters; this one writes programs
@@ -37,18 +37,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sparring.data.stream import ProblemStream
-from sparring.errors import UserError
 from sparring.learner import LearnerConfig, Others, PolicyLearner, check_group_size
 from sparring.models.policy import Policy
-from sparring.opponents.attacker import Attack, EditAttacker, EditorConfig, untouched
-from sparring.opponents.probing import edit_metrics, failure_shares
+from sparring.opponents.attacker import Attack, EditAttacker, EditorConfig, check_boxes
+from sparring.opponents.probing import SUCCESS, attack_rewards, edit_metrics
 from sparring.policy_loss import PolicyLossConfig
 from sparring.rollout.collect import collect
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Problem, Reward, Rollout
+from sparring.types import Group, Metrics, Problem
 from sparring.update import Player
 
-DEFENDER, SUCCESS, FAIR = "defender", "success", "fair"
+DEFENDER = "defender"
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,6 @@ class AOTConfig(LearnerConfig):
     """Programs per problem, G >= 2."""
     num_draws: int = 4
     """Answers of the defender to each edited picture, K >= 1. Ours."""
-    greedy: bool = False
-    """Take one greedy answer in place of the K sampled ones: the reward has no luck in it, and most edits change no
-    answer. The trials of the paper's evaluation are at temperature 0, too."""
     must_all_fail: bool = False
     """Pay only attacks under which all K answers are wrong: a strict reading of "consecutive failures"."""
     over_clean: bool = False
@@ -122,48 +118,28 @@ class AOT(PolicyLearner[AOTConfig]):
         prompts = [self.attacker.prompt(problem) for problem in problems]
         groups = self.sampled(self.clean_groups(prompts), seeds, view="clean", num_samples=self.config.group_size)
         attacks = self.attacker.executed(problems, [group.rollouts for group in groups], seeds)
-        flat = [attack for of_problem in attacks for attack in of_problem]
-        bare = [untouched(problem, seed) for problem, seed in zip(problems, seeds, strict=True)]
-        # How often the defender fails, 0 where an attack is not fair: g e.
-        shares = failure_shares(
+        rewards = attack_rewards(
             self.frozen[DEFENDER],
             self.grader,
-            [*flat, *(bare if self.config.over_clean else ())],
-            replace(self.sampling, greedy=self.config.greedy),
-            num_draws=1 if self.config.greedy else self.config.num_draws,
+            attacks,
+            self.sampling,
+            num_draws=self.config.num_draws,
+            must_all_fail=self.config.must_all_fail,
+            over_clean=self.config.over_clean,
             max_rows=self.max_rows,
             luck=seeds[0],
         )
-        each, clean = iter(shares), shares[len(flat) :] or [0.0] * len(bare)
         paid = [
             replace(
                 group,
                 rollouts=tuple(
-                    self._paid(rollout, attack, next(each), own)
-                    for rollout, attack in zip(group.rollouts, of_problem, strict=True)
+                    replace(rollout, reward=reward) for rollout, reward in zip(group.rollouts, own, strict=True)
                 ),
             )
-            for group, of_problem, own in zip(groups, attacks, clean, strict=True)
+            for group, own in zip(groups, rewards, strict=True)
         ]
-        return paid, flat
-
-    def _paid(self, rollout: Rollout, attack: Attack, share: float, clean: float) -> Rollout:
-        """The program with its reward, and why.
-
-        Args:
-            share: g e.
-            clean: e_0; 0 if attacks are not paid over it.
-        """
-        success, base = (float(e == 1.0) if self.config.must_all_fail else e for e in (share, clean))
-        parts = {FAIR: float(attack.is_fair), SUCCESS: success}
-        value = success - base if attack.is_fair else 0.0
-        return replace(rollout, reward=Reward(value, parts, {"edit": attack.reason}))
+        return paid, [attack for of_problem in attacks for attack in of_problem]
 
     def check(self, problems: Sequence[Problem]) -> None:
         """UserError for the first problem that has no box, which no gate could protect."""
-        bare = next((problem.id for problem in problems if not problem.boxes), None)
-        if bare is not None:
-            raise UserError(
-                f"problem {bare!r} has no boxes of the objects that its question needs, so that nothing tells an "
-                "attack from a broken question: leave such problems out"
-            )
+        check_boxes(problems)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sparring import distributed
+from sparring.errors import UserError
 from sparring.models.policy import Policy
 from sparring.models.processor import Processor
 from sparring.opponents.edits import Language, MalformedProgram, Note, execute, grammar, parse, propose
@@ -242,6 +243,16 @@ def judged(attack: Attack, picture: Tensor, gate: GateConfig) -> Attack:
     return replace(
         attack, edited=replace(problem, images=(*problem.images[:place], picture, *problem.images[place + 1 :]))
     )
+
+
+def check_boxes(problems: Sequence[Problem]) -> None:
+    """UserError for the first problem that has no box, which no gate could protect."""
+    bare = next((problem.id for problem in problems if not problem.boxes), None)
+    if bare is not None:
+        raise UserError(
+            f"problem {bare!r} has no boxes of the objects that its question needs, so that nothing tells an attack "
+            "from a broken question: leave such problems out"
+        )
 
 
 def target_boxes(problem: Problem) -> list[Box]:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -230,9 +230,13 @@ class DiffusionEditor:
         """Take adapters' weights. ValueError if they are of another network or rank."""
         load_adapter_weights(self.parts.transformer, weights)
 
-    def save(self, folder: Path) -> None:
-        """Write the adapters as a file that the plain pipeline loads, too: ``pipeline.load_lora_weights(folder)``."""
-        self.parts.save_adapters(folder)
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapters as a file that the plain pipeline loads, too: ``pipeline.load_lora_weights(folder)``.
+
+        Args:
+            weights: those that :meth:`weights` gave, if not as they are now.
+        """
+        self.parts.save_adapters(folder, weights)
 
     def load(self, folder: Path) -> None:
         """Read adapters that :meth:`save` wrote. UserError if they are missing or do not fit."""
@@ -407,6 +411,14 @@ class FlowGRPO:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.editor.load_weights(state["weights"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+
+    def weights_to_save(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The adapters of a ``state_dict``."""
+        return state["weights"]
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write adapters as :meth:`DiffusionEditor.save` does."""
+        self.editor.save(folder, weights)
 
 
 def _contiguous(

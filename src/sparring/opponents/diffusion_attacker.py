@@ -21,11 +21,12 @@ from torch import Tensor
 from sparring.opponents.attacker import OK, Attack, attacked_image, judged, target_boxes
 from sparring.opponents.diffusion import DiffusionEditor, FlowGRPO, Trajectories, distractor_prompt
 from sparring.opponents.integrity import GateConfig
+from sparring.rollout.collect import reward_metrics
 from sparring.seeding import derive_seed
-from sparring.types import Metrics, Problem
+from sparring.types import Metrics, Problem, Reward
 
-Pay = Callable[[Sequence[Attack]], Sequence[float]]
-"""How often the defender fails under each attack, 0 where it is not fair (``probing.failure_shares``)."""
+Pay = Callable[[Sequence[Sequence[Attack]]], Sequence[Sequence[Reward]]]
+"""From groups of attacks, one per problem, to what each is paid (``probing.attack_rewards``)."""
 
 
 class DiffusionAttacker:
@@ -64,7 +65,7 @@ class DiffusionAttacker:
     ) -> tuple[Metrics, list[tuple[Attack, ...]]]:
         """``group_size`` edits of each problem's picture, paid, and the optimizer steps on them.
 
-        Returns what ``FlowGRPO.update`` does with ``reward`` and ``fair`` (shares of all edits), and the attacks.
+        Returns what ``FlowGRPO.update`` does with means of the rewards (``collect.reward_metrics``), and the attacks.
         """
         images = [problem.images[attacked_image(problem)] for problem in problems]
         batches = self.trainer.sample(images, [_prompt(problem) for problem in problems], seeds)
@@ -74,11 +75,9 @@ class DiffusionAttacker:
         for problem, seed in zip(problems, seeds, strict=True):
             own = [derive_seed(seed, number) for number in range(group_size)]
             attacks.append(tuple(self._of_group(problem, remaining, own)))
-        flat = [attack for own in attacks for attack in own]
-        rewards_N = torch.tensor(list(pay(flat)), dtype=torch.float32)
-        metrics = self.trainer.update(batches, rewards_N)
-        fair = sum(attack.is_fair for attack in flat) / len(flat)
-        return metrics | {"reward": float(rewards_N.mean()), "fair": fair}, attacks
+        rewards = [reward for own in pay(attacks) for reward in own]
+        rewards_N = torch.tensor([reward.value for reward in rewards], dtype=torch.float32)
+        return reward_metrics(rewards) | self.trainer.update(batches, rewards_N), attacks
 
     def _of_group(self, problem: Problem, batches: Iterator[Trajectories], seeds: Sequence[int]) -> list[Attack]:
         """The attacks of the next batches, as many as there are seeds."""

@@ -24,6 +24,7 @@ token. Times t run from 1 (noise) to 0. Everything is computed in float32, whate
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -214,10 +215,30 @@ class FlowGRPOConfig:
             raise ValueError(f"advantage_spread={self.advantage_spread!r} must be batch or group: official is batch")
 
 
-QWEN_IMAGE_EDIT = FlowGRPOConfig()
-"""Official ``counting_qwenimage_edit``; see docs/methods/aot_diffusion.md for the source of every value."""
+@dataclass(frozen=True)
+class QwenImageEditConfig(FlowGRPOConfig):
+    """Training of Qwen-Image-Edit: official ``counting_qwenimage_edit``, docs/methods/aot_diffusion.md."""
 
-FLUX_KONTEXT = FlowGRPOConfig(
-    sampling=Sampling(num_steps=6, noise_level=0.9, guidance=2.5, resolution=512), group_size=21, batch_size=3
-)
-"""Official ``counting_flux_kontext``; adapters of rank 64 and alpha 128 as in ``scripts/train_flux_kontext.py``."""
+    name: Literal["qwen-image-edit"] = "qwen-image-edit"
+    """The family of the editor."""
+
+
+@dataclass(frozen=True)
+class FluxKontextConfig(FlowGRPOConfig):
+    """Training of FLUX.1-Kontext: official ``counting_flux_kontext``, adapters of ``scripts/train_flux_kontext.py``."""
+
+    name: Literal["flux-kontext"] = "flux-kontext"
+    """The family of the editor."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(num_steps=6, noise_level=0.9, guidance=2.5))
+    """How training pictures are sampled."""
+    group_size: int = 21
+    """Edits of one picture with one prompt, >= 2."""
+    batch_size: int = 3
+    """Most pictures in one pass of the editor, >= 1. Re-scored in the batches in which they were sampled."""
+
+
+QWEN_IMAGE_EDIT, FLUX_KONTEXT = QwenImageEditConfig(), FluxKontextConfig()
+OFFICIAL: Mapping[str, QwenImageEditConfig | FluxKontextConfig] = {
+    own.name: own for own in (QWEN_IMAGE_EDIT, FLUX_KONTEXT)
+}
+"""The official settings of each family of editors."""

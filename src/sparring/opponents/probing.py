@@ -7,11 +7,52 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sparring.models.policy import Policy
-from sparring.opponents.attacker import Attack
+from sparring.opponents.attacker import Attack, untouched
 from sparring.rewards import Grader
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Rollout
+from sparring.types import Group, Metrics, Reward, Rollout
+
+SUCCESS, FAIR = "success", "fair"
+"""Parts of an attack's reward."""
+
+
+def attack_rewards(
+    defender: Policy,
+    grader: Grader,
+    groups: Sequence[Sequence[Attack]],
+    sampling: SamplingConfig,
+    *,
+    num_draws: int,
+    must_all_fail: bool,
+    over_clean: bool,
+    max_rows: int,
+    luck: int,
+) -> list[list[Reward]]:
+    """What attacks are paid: R = g e, the gate times the share of the defender's answers that are wrong.
+
+    Of several ranks, which must all call this, each does its share.
+
+    Args:
+        groups: attacks on one problem each, at least one.
+        num_draws: answers to each picture.
+        must_all_fail: R = g [e = 1].
+        over_clean: R = g (e - e_0), e_0 of the picture as it is.
+        luck: as in ``answers_under``.
+    """
+    flat = [attack for group in groups for attack in group]
+    bare = [untouched(group[0].problem, luck) for group in groups]
+    asked = [*flat, *(bare if over_clean else ())]
+    shares = failure_shares(defender, grader, asked, sampling, num_draws=num_draws, max_rows=max_rows, luck=luck)
+    if must_all_fail:
+        shares = [float(share == 1.0) for share in shares]
+    each, clean = iter(shares), shares[len(flat) :] or [0.0] * len(bare)
+    return [[_reward(attack, next(each), base) for attack in group] for group, base in zip(groups, clean, strict=True)]
+
+
+def _reward(attack: Attack, success: float, base: float) -> Reward:
+    value = success - base if attack.is_fair else 0.0
+    return Reward(value, {FAIR: float(attack.is_fair), SUCCESS: success}, {"edit": attack.reason})
 
 
 def failure_shares(

@@ -44,6 +44,10 @@ Oracle = Callable[[Attack], bool | None]
 """Whether the answer still holds in the edited picture; None if nobody knows. It measures, and chooses nothing."""
 
 
+def nobody_knows(attack: Attack) -> None:
+    """The oracle of pictures that nothing but pixels is known of."""
+
+
 @dataclass(frozen=True)
 class CurationConfig:
     """How a round's attacks are made."""
@@ -80,7 +84,7 @@ def curate(
     seed: int,
     max_rows: int,
     about: Mapping[str, Any],
-    oracle: Oracle = lambda attack: None,
+    oracle: Oracle = nobody_knows,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> dict[str, Any]:
     """Attack every problem and keep what came of it; the manifest. A folder that has one is left as it is, and one that

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from sparring.data.stream import ProblemStream
 from sparring.methods import AOT, AOTConfig
 from sparring.methods.aot import DEFENDER
+from sparring.models.policy import Policy
+from sparring.opponents.attacker import Attacker
 from sparring.opponents.probing import edit_metrics, failure_shares
 from sparring.recipes.run import ModelConfig, begin_folder, build_learner, load_policy, origin, use_threads
 from sparring.rewards import Grader, RewardConfig
@@ -71,7 +74,17 @@ def train_attacker(
             ProblemStream(problems, config.seed),
             config.trainer,
             folder,
-            lambda: validate(method, held_out, seed=0),
+            partial(
+                validate,
+                method.attacker,
+                method.frozen[DEFENDER],
+                grader,
+                config.sampling,
+                held_out,
+                num_draws=method.config.num_draws,
+                max_rows=method.max_rows,
+                seed=0,
+            ),
             on_step,
             num_steps=config.steps,
         )
@@ -80,19 +93,21 @@ def train_attacker(
         return trainer.run()
 
 
-def validate(method: AOT, problems: Sequence[Problem], *, seed: int) -> Metrics:
+def validate(
+    attacker: Attacker,
+    defender: Policy,
+    grader: Grader,
+    sampling: SamplingConfig,
+    problems: Sequence[Problem],
+    *,
+    num_draws: int,
+    max_rows: int,
+    seed: int,
+) -> Metrics:
     """One sampled attack on each problem: shares that are fair and that make the defender fail."""
     seeds = [derive_seed(seed, problem.id, "validation") for problem in problems]
-    attacks = [of_problem[0] for of_problem in method.attacker.attack(problems, seeds, 1)]
-    shares = failure_shares(
-        method.frozen[DEFENDER],
-        method.grader,
-        attacks,
-        method.sampling,
-        num_draws=method.config.num_draws,
-        max_rows=method.max_rows,
-        luck=seed,
-    )
+    attacks = [of_problem[0] for of_problem in attacker.attack(problems, seeds, 1)]
+    shares = failure_shares(defender, grader, attacks, sampling, num_draws=num_draws, max_rows=max_rows, luck=seed)
     success = sum(shares) / len(shares)
     return {
         "validation/fair": sum(attack.is_fair for attack in attacks) / len(attacks),

@@ -438,8 +438,8 @@ class Started(Protocol):
     def seed(self) -> int: ...
 
 
-def begin_folder(config: Started, folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Write configuration and provenance into the run folder."""
+def begin_folder(config: object, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write configuration, a dataclass, and provenance into the run folder."""
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(folder / PROVENANCE, provenance)
@@ -515,18 +515,25 @@ def origin(config: Started) -> dict[str, Any]:
 
 
 def changed_since(
-    folder: Path, model: str, precision: Precision, data: str | None = None, *, begun_in: Precision | None = None
+    folder: Path,
+    model: str,
+    precision: Precision,
+    data: str | None = None,
+    *,
+    begun_in: Precision | None = None,
+    editor: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Which of ``scenes``, ``model``, ``precision`` and ``data`` is not what it was at the first start in ``folder``;
-    None if all are.
+    """Which of ``scenes``, ``model``, ``precision``, ``data`` and ``editor`` is not what it was at the first start in
+    ``folder``; None if all are.
 
     Args:
         model: the fingerprint of the model as it is now.
         data: that of the data, of runs that keep one.
         begun_in: the precision of a run of an earlier version, which did not write it down; None if nobody knows.
+        editor: what the editor of a match is; None without one.
     """
     first = {"precision": begun_in or precision, **next(iter(read_jsonl(folder / PROVENANCE)), {})}
-    now = {"scenes": GENERATION, "model": model, "precision": precision, "data": data}
+    now = {"scenes": GENERATION, "model": model, "precision": precision, "data": data, "editor": editor}
     return next((name for name in now if first.get(name) != now[name]), None)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sparring.advantages import has_signal
 from sparring.data.stream import ProblemStream
 from sparring.seeding import derive_seed
-from sparring.types import Group, Metrics, Problem
+from sparring.types import Group, Metrics, Problem, Reward
 
 MakeGroups = Callable[[Sequence[Problem], Sequence[int]], list[Group]]
 """From problems and the seeds of their rollouts to graded groups, one each."""
@@ -80,25 +80,31 @@ def rollout_metrics(groups: Sequence[Group], part: str = "answer") -> Metrics:
     views, reward and ``part`` of each are given as ``reward/<view>`` and ``accuracy/<view>``.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / max(1, len(values))
-
-    parts = dict.fromkeys(part for reward in rewards for part in reward.parts)
     metrics = {
-        "reward": mean([reward.value for reward in rewards]),
-        **{_METRIC.get(part, part): mean([reward.parts[part] for reward in rewards]) for part in parts},
-        "length": mean([float(rollout.token_ids.numel()) for rollout in rollouts]),
-        "truncated": mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
-        "without_signal": mean([float(not has_signal(group, part)) for group in groups]),
+        **reward_metrics([rollout.reward for rollout in rollouts if rollout.reward is not None]),
+        "length": _mean([float(rollout.token_ids.numel()) for rollout in rollouts]),
+        "truncated": _mean([float(rollout.finish_reason == "length") for rollout in rollouts]),
+        "without_signal": _mean([float(not has_signal(group, part)) for group in groups]),
     }
-    verdicts = Counter(f"verdict/{part}/{why}" for reward in rewards for part, why in reward.reasons.items())
-    metrics |= {name: count / len(rewards) for name, count in sorted(verdicts.items())}
     views = sorted({rollout.view for rollout in rollouts})
     if len(views) > 1:
         for view in views:
             of_view = [r.reward for r in rollouts if r.view == view and r.reward is not None]
-            metrics[f"reward/{view}"] = mean([reward.value for reward in of_view])
-            metrics[f"{_METRIC.get(part, part)}/{view}"] = mean([reward.parts[part] for reward in of_view])
+            metrics[f"reward/{view}"] = _mean([reward.value for reward in of_view])
+            metrics[f"{_METRIC.get(part, part)}/{view}"] = _mean([reward.parts[part] for reward in of_view])
     return metrics
+
+
+def reward_metrics(rewards: Sequence[Reward]) -> Metrics:
+    """Means of rewards and of their parts, and the shares of reasons, named as in ``rollout_metrics``."""
+    parts = dict.fromkeys(part for reward in rewards for part in reward.parts)
+    verdicts = Counter(f"verdict/{part}/{why}" for reward in rewards for part, why in reward.reasons.items())
+    return {
+        "reward": _mean([reward.value for reward in rewards]),
+        **{_METRIC.get(part, part): _mean([reward.parts[part] for reward in rewards]) for part in parts},
+        **{name: count / len(rewards) for name, count in sorted(verdicts.items())},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

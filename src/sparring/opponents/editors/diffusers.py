@@ -63,6 +63,8 @@ class Condition:
 class FlowEditor(ABC):
     """The parts of a pipeline. Adapters are put on the layers named in ``targets``."""
 
+    family: str
+    """Its key in ``flow_grpo.OFFICIAL``."""
     targets: tuple[str, ...]
 
     def __init__(self, pipeline: Any) -> None:
@@ -140,12 +142,16 @@ class FlowEditor(ABC):
             pixels, 1, channels, height, width, self.dtype, self.device, None, latents=unused
         )[1:]
 
-    def save_adapters(self, folder: Path) -> None:
-        """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of the plain pipeline reads, too."""
-        weights = {name: weight.detach().contiguous() for name, weight in adapter_weights(self.transformer).items()}
+    def save_adapters(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of the plain pipeline reads, too.
+
+        Args:
+            weights: by the adapters' names; None for those that they have.
+        """
+        saved = adapter_weights(self.transformer) if weights is None else weights
         self.pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers=weights,
+            transformer_lora_layers={name: weight.detach().contiguous() for name, weight in saved.items()},
             transformer_lora_adapter_metadata=adapter_settings(self.transformer),
         )
 
@@ -189,6 +195,7 @@ class FlowEditor(ABC):
 class FluxKontext(FlowEditor):
     """FLUX.1-Kontext: the source picture's latents follow those of the edit; guidance is a number that it reads."""
 
+    family = "flux-kontext"
     # As in scripts/train_flux_kontext.py of the official code.
     targets = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
     max_text_tokens = 512
@@ -241,6 +248,7 @@ class FluxKontext(FlowEditor):
 class QwenImageEdit(FlowEditor):
     """Qwen-Image-Edit: the source picture is read by the language model too; guidance takes a second pass."""
 
+    family = "qwen-image-edit"
     # Attention and both MLPs, as in the official code for Qwen-Image and its editors.
     targets = (*_ATTENTION, *(f"{stream}_mlp.net.{part}" for stream in ("img", "txt") for part in ("0.proj", "2")))
 
@@ -304,13 +312,82 @@ _EDITORS: dict[str, type[FlowEditor]] = {
 
 def editor_of(pipeline: object) -> FlowEditor:
     """Take a loaded pipeline apart. UserError for any but the two classes supported, subclasses included."""
-    name = type(pipeline).__name__
+    return _supported(type(pipeline).__name__)(pipeline)
+
+
+def _supported(name: str) -> type[FlowEditor]:
+    """The editor of a class of pipelines, by its name."""
     if name in _EDITORS:
-        return _EDITORS[name](pipeline)
+        return _EDITORS[name]
     supported = " or ".join(_EDITORS)
     if "InstructPix2Pix" in name:
         raise UserError(f"{name} predicts noise and is no flow, so Flow-GRPO does not apply to it: load {supported}")
     raise UserError(f"{name} is not supported as an editor: load {supported}")
+
+
+def family_of(path: str) -> str:
+    """The family of a pipeline, a folder or a name on the hub, of which only ``model_index.json`` is read.
+
+    Raises UserError if diffusers is not installed, if there is no pipeline, or if it is of a class not supported.
+    """
+    return _supported(_class_of(path)).family
+
+
+def pipeline_folder(path: str) -> Path:
+    """The folder that a pipeline lies in: ``path`` itself, or that of a name on the hub, downloaded unless it is there.
+
+    Only safetensors are downloaded and no code is. UserError if that fails, or for a pipeline not supported.
+    """
+    _supported(_class_of(path))
+    if Path(path).is_dir():
+        return Path(path)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(path, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be downloaded: {_one_line(error)}") from error
+
+
+def load_pipeline(path: str, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A pipeline of a supported class, on a device. Only safetensors are read, and no code of a folder is run.
+
+    Args:
+        path: its folder, or its name on the hub.
+        dtype: of all weights.
+
+    Raises UserError if it cannot be loaded or is of a class not supported.
+    """
+    import diffusers
+
+    # Bars, and a warning for every prompt that CLIP reads in part, would lie across the progress of a run.
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    folder = pipeline_folder(path)
+    pipeline_class = getattr(diffusers, _class_of(str(folder)))
+    try:
+        return pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {_one_line(error)}") from error
+
+
+def _class_of(path: str) -> str:
+    """The name of a pipeline's class."""
+    try:
+        from diffusers import DiffusionPipeline
+    except ModuleNotFoundError as error:
+        raise UserError(f"an editor needs more packages ({error}): pip install 'sparring[diffusion]'") from error
+    try:
+        return str(DiffusionPipeline.load_config(path)["_class_name"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} is no pipeline of diffusers: give a folder with model_index.json, or a name on the hub such as "
+            f"Qwen/Qwen-Image-Edit ({_one_line(error)})"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _to_pil(picture: Tensor) -> Image.Image:

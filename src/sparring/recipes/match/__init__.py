@@ -12,7 +12,7 @@ from typing import Any
 
 from sparring.recipes.match.gallery import write_match_gallery
 from sparring.recipes.match.league import play_league
-from sparring.recipes.match.match import Match, Say, Show
+from sparring.recipes.match.match import Match, Say, Show, check_players
 from sparring.recipes.match.values import MatchConfig
 
 
@@ -32,4 +32,4 @@ def run_match(config: MatchConfig, folder: Path, say: Say, show: Show) -> dict[s
     return record
 
 
-__all__ = ["MatchConfig", "run_match"]
+__all__ = ["MatchConfig", "check_players", "run_match"]

@@ -19,13 +19,24 @@ from sparring.data.scenes.oracle import still_holds
 from sparring.data.sources import Selection, Source, hold_out
 from sparring.errors import UserError
 from sparring.evaluation.training_test import EvaluationConfig
+from sparring.methods import EditorAOTConfig
+from sparring.methods.aot_editor import ADAPTERS
 from sparring.models.families import fingerprint
 from sparring.models.policy import Policy
 from sparring.opponents.attacker import Attack, Attacker, EditAttacker, RandomAttacker
+from sparring.opponents.diffusion_attacker import DiffusionAttacker
 from sparring.opponents.edits import edited_scene, parse
-from sparring.pipelines.curation import CLEAN, HARD, MANIFEST, CurationConfig, curate
+from sparring.pipelines.curation import CLEAN, HARD, MANIFEST, CurationConfig, curate, nobody_knows
 from sparring.provenance import append_jsonl, read_json
 from sparring.recipes.attacking import AttackerRunConfig, train_attacker
+from sparring.recipes.editing import (
+    EditorPlayerConfig,
+    EditorRunConfig,
+    check_editor,
+    identity,
+    load_attacker,
+    train_editor,
+)
 from sparring.recipes.match.cold_start import FAIR_PAIRS, PAIRS, teach, write_pairs
 from sparring.recipes.match.values import MatchConfig
 from sparring.recipes.run import (
@@ -47,7 +58,7 @@ from sparring.types import Problem
 
 COLD_START, RANDOM, ATTACKS, HELD_OUT = "cold-start", "random", "attacks", "held-out"
 LANGUAGE, ATTACKER, DEFENDER, CONTROL = "language", "attacker", "defender", "control"
-MAX_ROWS = 256
+MAX_ROWS, NUM_VALIDATION = 256, 48
 
 Say = Callable[[str], None]
 Show = Callable[[int], AbstractContextManager[OnStep]]
@@ -95,6 +106,12 @@ def open_court(config: MatchConfig) -> Court:
     return Court(train_part.problems, held_out_part.problems, fingerprint=file.fingerprint)
 
 
+def check_players(config: MatchConfig) -> None:
+    """UserError for an editor that cannot be played with, before anything is written."""
+    if config.editor is not None:
+        check_editor(config.editor, config.attacker, config.defender)
+
+
 class Match:
     """A match in a folder.
 
@@ -105,6 +122,7 @@ class Match:
 
     def __init__(self, config: MatchConfig, folder: Path, say: Say, show: Show) -> None:
         self.config, self.folder, self.say, self.show = config, folder, say, show
+        check_players(config)
         self.court = open_court(config)
 
     def play(self) -> None:
@@ -115,13 +133,22 @@ class Match:
         self.say(f"random edits against the first defender, {len(self.court.held_out)} problems")
         edits = RandomAttacker(config.attack.edits)
         self._attack_held_out(lambda: edits, self.defender(0), self.folder / RANDOM / HELD_OUT)
-        if config.attacker is None and (config.cold_start.steps or config.cold_start.finishing_steps):
+        if config.editor is not None:
+            self.say(f"{ATTACKER}-0: the editor as it begins, likewise")
+            self._attack_held_out(partial(self._load_attacker, 0), self.defender(0), self._of_round(0) / HELD_OUT)
+        elif config.attacker is None and (config.cold_start.steps or config.cold_start.finishing_steps):
             self._cold_start()
         for number in range(1, config.rounds + 1):
             self._round(number)
 
+    def adapters(self, number: int) -> str | None:
+        """The folder of an editor's adapters after so many rounds; None if it begins without."""
+        if not number:
+            return self.config.attacker
+        return str(step_folder(self._of_round(number) / ATTACKER / CHECKPOINTS, self.config.attacker_steps) / ADAPTERS)
+
     def attacker(self, number: int) -> str:
-        """The model folder of the attacker after so many rounds."""
+        """The model folder of an attacker that writes programs, after so many rounds."""
         if number:
             return self._model(self._of_round(number) / ATTACKER, self.config.attacker_steps)
         if self.config.attacker:
@@ -142,7 +169,8 @@ class Match:
 
     def held_out_attacks(self) -> dict[str, Path]:
         """Folders of attacks on problems that nobody trains on, by attacker."""
-        rounds = {f"attacker-{n}": self._of_round(n) / HELD_OUT for n in range(1, self.config.rounds + 1)}
+        first = 1 if self.config.editor is None else 0
+        rounds = {f"{ATTACKER}-{n}": self._of_round(n) / HELD_OUT for n in range(first, self.config.rounds + 1)}
         return {RANDOM: self.folder / RANDOM / HELD_OUT, **rounds}
 
     def runs(self) -> dict[str, Path]:
@@ -166,15 +194,18 @@ class Match:
                 names = ", ".join(name for name in mine if mine[name] != theirs[name])
                 raise ConfigError(f"{path} differs from this match in: {names}; take its settings or another --out")
         model, precision = fingerprint(self.config.defender.path), chosen_precision(self.config.defender)
+        editor = None
+        if self.config.editor is not None:
+            editor = identity(self.config.editor, self.config.attacker, self.config.defender)
         if path.exists():
-            changed = changed_since(self.folder, model, precision, self.court.fingerprint)
+            changed = changed_since(self.folder, model, precision, self.court.fingerprint, editor=editor)
             if changed:
                 raise ConfigError(
                     f"{self.folder} was begun with another {changed}: finish it with that one, or begin another match"
                 )
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            now = {"model": model, "precision": precision, "data": self.court.fingerprint}
+            now = {"model": model, "precision": precision, "data": self.court.fingerprint, "editor": editor}
             append_jsonl(self.folder / PROVENANCE, {**surroundings(self.config.seed), **now})
             write_config(self.config, path)
 
@@ -210,14 +241,8 @@ class Match:
         """One turn of both."""
         config, folder = self.config, self._of_round(number)
         run = folder / ATTACKER
-        settings = self._attacker_config(number)
-        validation = Selection(self.court.held_out, range(min(settings.num_validation, len(self.court.held_out))))
-        self._train(
-            f"round {number}: attacker",
-            config.attacker_steps,
-            run,
-            lambda show: train_attacker(settings, run, self.court.train, validation, on_step=show),
-        )
+        learn = self._learner(number, run)
+        self._train(f"round {number}: attacker", config.attacker_steps, run, lambda show: learn(on_step=show))
         attacker = cache(partial(self._load_attacker, number))
         last = self.defender(number - 1)
         self.say(f"round {number}: attacks to learn from, and on held-out problems")
@@ -233,11 +258,43 @@ class Match:
         for kind, data in ((DEFENDER, HARD), (CONTROL, CLEAN)):
             self._defend(number, kind, folder / ATTACKS / data)
 
-    def _load_attacker(self, number: int) -> EditAttacker:
-        """The attacker of a round, as it was after its last step."""
-        config = self.config
+    def _load_attacker(self, number: int) -> Attacker:
+        """The attacker of a round, as it was after its last step; of round 0, as it begins."""
+        config, name = self.config, f"{ATTACKER}-{number}"
+        if config.editor is not None:
+            return load_attacker(config.editor, self.adapters(number), config.defender, config.attack.edits.gate, name)
         policy = load_player(replace(config.defender, path=self.attacker(number), instruction=""))
-        return EditAttacker(policy, config.attack.edits, config.sampling, max_rows=MAX_ROWS, name=f"attacker-{number}")
+        return EditAttacker(policy, config.attack.edits, config.sampling, max_rows=MAX_ROWS, name=name)
+
+    def _learner(self, number: int, run: Path) -> Callable[..., bool]:
+        """What trains the attacker of a round in a folder, given ``on_step``."""
+        validation = Selection(self.court.held_out, range(min(NUM_VALIDATION, len(self.court.held_out))))
+        if self.config.editor is None:
+            return partial(train_attacker, self._attacker_config(number), run, self.court.train, validation)
+        return partial(train_editor, self._editor_config(self.config.editor, number), run, self.court.train, validation)
+
+    def _editor_config(self, editor: EditorPlayerConfig, number: int) -> EditorRunConfig:
+        config, attack = self.config, self.config.attack
+        return EditorRunConfig(
+            editor=editor,
+            steps=config.attacker_steps,
+            seed=derive_seed(config.seed, number, ATTACKER),
+            adapters=self.adapters(number - 1),
+            defender=replace(config.defender, path=self.defender(number - 1)),
+            method=EditorAOTConfig(
+                prompts_per_step=attack.batch.prompts_per_step,
+                num_draws=attack.num_draws,
+                must_all_fail=attack.must_all_fail,
+                over_clean=attack.over_clean,
+                gate=attack.edits.gate,
+            ),
+            sampling=config.sampling,
+            reward=config.reward,
+            # A step of a large editor takes long, and its adapters are small beside it.
+            trainer=TrainerConfig(validate_every=10, save_every=1, keep_last=1),
+            num_validation=NUM_VALIDATION,
+            threads=config.threads,
+        )
 
     def _attacker_config(self, number: int) -> AttackerRunConfig:
         config = self.config
@@ -250,6 +307,7 @@ class Match:
             reward=config.reward,
             optim=config.attacker_optim,
             trainer=TrainerConfig(validate_every=10, save_every=10, keep_last=1),
+            num_validation=NUM_VALIDATION,
             threads=config.threads,
         )
 
@@ -324,7 +382,8 @@ class Match:
                 seed=derive_seed(config.seed, purpose),
                 max_rows=MAX_ROWS,
                 about={"attacker": made.name, "defender": fingerprint(defender)},
-                oracle=self._holds,
+                # A painted picture tells nobody what became of the scene.
+                oracle=nobody_knows if isinstance(made, DiffusionAttacker) else self._holds,
                 on_progress=self._quarters(len(problems)),
             )
 

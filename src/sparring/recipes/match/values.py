@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from sparring.data.jsonl import OnBad
@@ -10,6 +11,7 @@ from sparring.data.scenes import SceneConfig
 from sparring.data.scenes.questions import Family
 from sparring.methods import AOTConfig, GRPOConfig
 from sparring.pipelines.curation import CurationConfig
+from sparring.recipes.editing import EditorPlayerConfig
 from sparring.recipes.run import PRESETS, ModelConfig, check_threads
 from sparring.rewards import RewardConfig
 from sparring.rollout import SamplingConfig
@@ -19,6 +21,18 @@ from sparring.update import OptimConfig
 FAMILIES: tuple[Family, ...] = ("relation", "attribute")
 """Questions about scenes that boxes protect; existence is a form of the second. A count changes with any object that is
 added, wherever it lies, so that no gate on boxes keeps its answer."""
+
+OF_PROGRAMS = (
+    "cold_start",
+    "attacker_optim",
+    "attack.num_minibatches",
+    "attack.loss",
+    "attack.group_size",
+    "attack.batch.dynamic_sampling",
+    "attack.batch.max_draws",
+    "attack.edits.explains",
+)
+"""Settings that only an attacker has that writes programs."""
 
 
 def _attacker() -> AOTConfig:
@@ -80,8 +94,11 @@ class MatchConfig:
     """Folder of the match; none makes a new one under runs/."""
     defender: ModelConfig = field(default_factory=ModelConfig)
     """The defender before the first round."""
+    editor: EditorPlayerConfig | None = None
+    """An image editor as the attacker, Qwen-Image-Edit or FLUX.1-Kontext; none takes a model that writes programs."""
     attacker: str | None = None
-    """Folder of an attacker that can write programs; none teaches the defender's model to, see cold_start."""
+    """Folder of an attacker that can write programs; none teaches the defender's model to, see cold_start. With editor:
+    folder of adapters to begin with; none begins with the editor as it was published."""
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     """How an attacker is made."""
     data: SceneConfig = field(default_factory=lambda: SceneConfig(num_train=2000, families=FAMILIES))
@@ -101,7 +118,9 @@ class MatchConfig:
     defender_steps: int = 20
     """Steps of a defender, and of its clean control, per round, >= 1."""
     attack: AOTConfig = field(default_factory=_attacker)
-    """How an attacker is trained; its defender is the match's own."""
+    """How an attacker is trained; its defender is the match's own. With editor only num_draws, must_all_fail,
+    over_clean, batch.prompts_per_step and edits.gate hold for it, edits.language for the random edits beside it; how it
+    learns is in editor.training."""
     defence: GRPOConfig = field(default_factory=_defender)
     """How a defender is trained; as in the released code of AOT."""
     curation: CurationConfig = field(default_factory=lambda: CurationConfig(num_attacks=3))
@@ -135,4 +154,12 @@ class MatchConfig:
                 "data.families holds counting: any object that is added changes a count, and no box protects it; leave "
                 f"it out ({', '.join(FAMILIES)})"
             )
+        if self.editor is not None:
+            usual = MatchConfig()
+            unread = [name for name in OF_PROGRAMS if attrgetter(name)(self) != attrgetter(name)(usual)]
+            if unread:
+                raise ValueError(
+                    f"{', '.join(unread)}: an editor writes no programs and reads none of this; leave it out, and set "
+                    "how the editor learns in editor.training"
+                )
         check_threads(self.threads)
