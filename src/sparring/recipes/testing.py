@@ -18,7 +18,7 @@ from typing import Any
 
 from sparring import distributed
 from sparring.configs import ConfigError, read_config, to_dict, write_config
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
@@ -92,13 +92,15 @@ class TestingConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """How an endpoint is asked."""
     data: str = "scenes"
-    """The problems: scenes (held-out ones), scenes:SPLIT with train, validation, test or ood, or a .jsonl file."""
+    """The problems: scenes (held-out ones), scenes:SPLIT with train, validation, test or ood, a .jsonl file, a
+    benchmark by name (mathvista, or mathvista:FOLDER for a local copy), hf:OWNER/NAME:SPLIT of the hub, or a local copy
+    of such; docs/data.md lists them."""
     num_problems: int = 300
     """How many of them at most, the first, >= 1."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip (they are counted)."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip (they are counted)."""
     threats: tuple[str, ...] = ()
     """What the model is put through beside clean and blank; names as in docs/robustness/evaluation.md. None named:
     imagenet-c:3, typos:2 and, where the weights are at hand and decoding is greedy, pgd:4/255."""

@@ -33,8 +33,8 @@ MOST_VALIDATION = 32
 
 
 def write_pairs(folder: Path, problems: Sequence[Problem], config: EditorConfig) -> dict[str, int]:
-    """Problems of attacking, beside the tries of a folder of attacks: in ``fair_pairs.jsonl`` with all fair programs, in
-    ``pairs.jsonl`` with those that work. Returns how many problems each file has."""
+    """Problems of attacking, beside the tries of a folder of attacks: in ``fair_pairs.jsonl`` with all fair programs,
+    in ``pairs.jsonl`` with those that work. Returns how many problems each file has."""
     tries: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_jsonl(folder / ATTACKS):
         tries.setdefault(record["problem_id"], []).append(record)
