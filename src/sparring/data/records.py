@@ -68,7 +68,9 @@ def picture_values(record: Mapping[str, Any]) -> tuple[PictureValue, ...]:
     object with ``bytes`` and ``path``."""
     if (record.get("image") is None) == (record.get("images") is None):
         raise BadRow("give either image or images")
-    values = record["images"] if record.get("images") is not None else [record["image"]]
+    given = record["images"] if record.get("images") is not None else record["image"]
+    # ViRL39K has lists under the singular.
+    values = given if isinstance(given, list) or record.get("image") is None else [given]
     if not (isinstance(values, list) and values):
         raise BadRow("image is not a path, or images not a list of paths")
     return tuple(map(picture_value, values))

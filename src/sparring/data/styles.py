@@ -29,7 +29,7 @@ from sparring.types import AnswerKind, Problem
 PLACEHOLDER = "<image>"
 _AT_ENDS = re.compile(rf"^(?:\s*{PLACEHOLDER})+\s*|\s*(?:{PLACEHOLDER}\s*)+$")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_OPTION_LINE = re.compile(r"^[ \t]*\(?([A-Z])(?:\)|[.:、：．](?!\d))[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)  # noqa: RUF001
+_OPTION_LINE = re.compile(r"^[ \t]*\(?([A-Z])[).:、：．][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)  # noqa: RUF001
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)\s*(.+?)\s*(?=\([A-Z]\)|$)", re.DOTALL)
 _MATHEMATICAL = re.compile(r"[0-9\\^_=√π∞°]|^\W+$")
 
