@@ -50,8 +50,9 @@ def cautions(card: Mapping[str, Any]) -> list[str]:
         share = entry.get("empty_hints")
         if isinstance(share, int | float) and share > 0:
             lines.append(f"{100 * share:.0f} % of the hints of {name} name no answer: of a free text no other is made")
-    num, num_rows = card.get("data", {}).get("num_problems"), benchmark.get("num_rows")
-    if isinstance(num, int) and isinstance(num_rows, int) and num < num_rows:
+    data, num_rows = card.get("data", {}), benchmark.get("num_rows")
+    num, num_bad = data.get("num_problems"), data.get("num_bad") or 0
+    if isinstance(num, int) and isinstance(num_rows, int) and num + num_bad < num_rows:
         lines.append(
             f"only {num} of the {num_rows} problems of {benchmark.get('title')} were asked: its own figures are over "
             f"all of them (--num-problems {num_rows})"

@@ -273,8 +273,9 @@ def _compare_numbers(truth: str, given: str) -> Literal["correct", "wrong", "mal
 
 
 def _compare_mathematics(truth: str, given: str) -> Literal["correct", "wrong"] | None:
-    """Equal texts are right; of two plain numbers it is decided here, of anything else by mathematics."""
-    if truth == given:
+    """Equal texts are right, of several letters in any case; two plain numbers are compared here, the rest is left to
+    mathematics."""
+    if truth == given or (len(truth) > 1 and truth.casefold().split() == given.casefold().split()):
         return "correct"
     plain = read_quantity(truth), read_quantity(given)
     verdict = _compare_numbers(truth, given) if all(plain) else None
