@@ -69,7 +69,8 @@ def test_a_set_to_train_on_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
         {"images": [picture(n, size=(32, 32))], "problem": f"<image>Find x_{n}.", "answer": f"{n} \\sqrt {{ 2 }}"}
         for n in range(8)
     ]
-    copy = write_copy(tmp_path / "copy", rows, ["images"], "data/train-00000-of-00001.parquet")
+    bad = rows[0] | {"images": [picture()[:-30]]}
+    copy = write_copy(tmp_path / "copy", [*rows, bad], ["images"], "data/train-00000-of-00001.parquet")
     write_copy(copy, rows[:3], ["images"])
     out = tmp_path / "run"
     small = [
@@ -78,7 +79,13 @@ def test_a_set_to_train_on_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
         "--sampling.max-new-tokens", "8", "--threads", "1", "--steps", "1",
     ]  # fmt: skip
     asked = ["train", "grpo", "--file", f"geometry3k:{copy}", "--test", f"geometry3k:{copy}", "--out", str(out), *small]
-    assert main(asked) == 0
+    with pytest.raises(SystemExit):
+        main(asked)
+    assert "geometry3k:train, row 8: picture 1 of row 8 is broken" in capsys.readouterr().err
+    assert main([*asked, "--on-bad", "skip"]) == 0
+    # Two of eight are held out to choose the best step.
+    assert "geometry3k:train: 6 problems, 1 bad row left out (bad-rows.txt says why)" in capsys.readouterr().out
+    assert "row 8: picture 1 of row 8 is broken" in (out / "bad-rows.txt").read_text()
     card = json.loads((out / "card-after.json").read_text())
     assert card["data"]["name"] == "geometry3k:test" and card["benchmark"]["title"] == "Geometry3K"
     assert main(["train", "--resume", str(out), "--steps", "2"]) == 0

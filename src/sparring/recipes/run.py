@@ -21,6 +21,7 @@ from sparring.data.scenes import GENERATION, SceneConfig
 from sparring.data.sources import Part, Source, hold_out, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
+from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.gallery import GALLERY, add_answers, choose, write_gallery
 from sparring.evaluation.suite import Outcome, Suite, accuracy, write_outcomes
 from sparring.evaluation.threats import CLEAN
@@ -251,6 +252,8 @@ class Run:
     trainer: Trainer
     tested_on: Source
     """The problems of the test before and after."""
+    trained_on: Source
+    """The problems of training, with what was wrong with rows that were left out."""
 
     def __enter__(self) -> Run:
         return self
@@ -400,7 +403,8 @@ def prepare(config: RunConfig, folder: Path, splits: Splits | None = None, *, on
         num_steps=config.steps,
     )
     begin_folder(config, folder, {**origin(config), "data": splits.fingerprint})
-    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test)
+    keep_bad_rows(folder, splits.train.bad)
+    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test, splits.train)
 
 
 def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
@@ -427,6 +431,12 @@ def begin_folder(config: Started, folder: Path, provenance: Mapping[str, Any]) -
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(folder / PROVENANCE, provenance)
         write_config(config, folder / CONFIG)
+
+
+def keep_bad_rows(folder: Path, bad: Sequence[str]) -> None:
+    """Write what was wrong with each row of the data that was left out into a folder, if any was."""
+    if bad and distributed.is_main():
+        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
 
 
 def build_learner(

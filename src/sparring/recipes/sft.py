@@ -21,7 +21,7 @@ from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
 from sparring.models.policy import Policy
 from sparring.pipelines.sft import SFT, SFTConfig, group_of, mean_nll
-from sparring.recipes.run import Run, TrainingConfig, begin_folder, open_policy, origin, validate
+from sparring.recipes.run import Run, TrainingConfig, begin_folder, keep_bad_rows, open_policy, origin, validate
 from sparring.trainer import OnStep, Trainer
 from sparring.types import Group, Metrics
 from sparring.update import Player
@@ -138,7 +138,8 @@ def prepare(config: SFTRunConfig, folder: Path, splits: Splits, *, on_step: OnSt
     stream = ProblemStream(splits.train.source.problems, config.seed)
     trainer = Trainer(method, stream, config.trainer, folder, validated, on_step, num_steps=config.steps)
     begin_folder(config, folder, {**origin(config), "data": splits.fingerprint})
-    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test)
+    keep_bad_rows(folder, splits.train.source.bad)
+    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test, splits.train.source)
 
 
 def _held_out_groups(config: SFTRunConfig, policy: Policy, pairs: Pairs) -> list[Group]:

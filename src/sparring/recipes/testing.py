@@ -26,7 +26,6 @@ from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown, check_reference
-from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
@@ -38,7 +37,16 @@ from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.provenance import append_jsonl, mend_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes import judging
 from sparring.recipes.judging import JudgeConfig
-from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
+from sparring.recipes.run import (
+    CONFIG,
+    PROVENANCE,
+    ModelConfig,
+    check_threads,
+    keep_bad_rows,
+    load_policy,
+    surroundings,
+    use_threads,
+)
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.types import Problem
@@ -341,8 +349,7 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
     write_config(replace(config, out=folder), folder / CONFIG)
-    if bad:
-        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
+    keep_bad_rows(folder, bad)
     return folder
 
 
