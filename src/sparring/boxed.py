@@ -1,4 +1,4 @@
-"""The final answer in ``\\boxed{...}``: where it stands in a text."""
+"""The final answer in ``\\boxed{...}`` or between answer tags: where it stands in a text, in linear time."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def boxed(text: str) -> str | None:
     """Content of the last ``\\boxed{...}`` in ``text``, stripped; None if there is none, or it is open."""
     span = last_box(text)
     return None if span is None or span[1] < 0 else text[span[0] : span[1]].strip()
+
+
+def tagged(text: str) -> str | None:
+    """What stands in the last ``<answer>...</answer>``, stripped; None if there is none, or nothing in it."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else text[start + len("<answer>") : end].strip() or None

@@ -115,6 +115,28 @@ def test_what_an_answer_is(answer: str, kind: str) -> None:
     assert kind_of(answer, "How many?") == (kind, ())
 
 
+def test_tables_of_others_with_our_names() -> None:
+    """``question`` and ``answer`` are what everyone calls them; LaTeX is mathematics then, and placeholders go."""
+    row = {
+        "question": "<image>Find x.",
+        "answer": "\\boxed{\\frac{1}{2}}",
+        "image": "a.png",
+        "subject": "math",
+        "id": 7,
+    }
+    problem = import_row(row, "d-1").problem
+    assert (problem.id, problem.question, problem.answer, problem.answer_kind) == (
+        "7",
+        "Find x.",
+        "\\frac{1}{2}",
+        "math",
+    )
+    own = import_row(row | {"question": "Which?", "choices": ["red", "blue"], "answer": "red"}, "d-1").problem
+    assert own.answer_kind == "choice" and own.choices["AB".index(own.answer)] == "red"
+    with pytest.raises(BadRow, match="unknown field 'subject'"):
+        import_row(row, "d-1", is_strict=True)
+
+
 def test_files_of_such_rows(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
     lines = tmp_path / "easyr1.jsonl"

@@ -162,6 +162,7 @@ MATHVISION = [
     ((), "6", "There are 3 and 3, so the total is 6.", "correct"),
     ((), "0.33", "\\boxed{0.3333}", "correct"),  # equal to two places
     ((), "0.33", "\\boxed{0.34}", "wrong"),
+    ((), "6", "\\boxed{" + "9" * 40 + ".5}", "wrong"),  # more digits than decimals have by default
     ((), "C", "It can only be \\boxed{C}", "correct"),
     ((), "\\frac{1}{2}", "the answer is $\\frac{2}{4}$.", "correct"),
 ]
@@ -215,7 +216,8 @@ def test_no_text_raises(text: str, name: str, asked: tuple[str, AnswerKind, tupl
 
 
 def test_long_texts_are_read_in_linear_time() -> None:
-    for text in ("answer " * 40_000, "A " * 100_000, "is " * 100_000, "(" * 200_000, "answer: " * 40_000):
+    for text in ("answer " * 40_000, "A " * 100_000, "is " * 100_000, "(" * 200_000, "answer: " * 40_000,
+                 "<answer>" * 40_000, "</answer>" * 40_000):  # fmt: skip
         for name in PROTOCOLS:
             read_answer(problem(name, "B", "choice", RED_BLUE), text, "stop")
             read_answer(problem(name, "14", "math", answer_type="list"), text, "stop")

@@ -164,7 +164,6 @@ def _known(known: KnownSet, name: str, rest: str, num_problems: int | None, on_b
     problems: RowProblems
     if copy and (file := _rows_file(known, Path(copy), split)) is not None:
         problems = JsonlProblems(file, num_problems, on_bad=on_bad, importer=known.importer)
-        num_rows = None
     else:
         if not copy and known.only_copies:
             raise UserError(f"data {name!r}: {known.only_copies}: {known.name}:FOLDER")
@@ -174,12 +173,9 @@ def _known(known: KnownSet, name: str, rest: str, num_problems: int | None, on_b
             else datasets.open_hub(known.hub, known.config, split, instead=f"{known.name}:PATH")
         )
         problems = TableProblems(label, opened, opened.folder, known.importer, num_problems, on_bad=on_bad)
-        num_rows = len(opened)
-    is_benchmark = bool(known.protocol) and part == "test"
-    if not is_benchmark:
+    if part != "test" or not known.protocol:
         return _of_rows(label, problems)
-    total = problems.num_rows if num_rows is None else num_rows
-    return _of_rows(label, problems, Asked(known.name, known.title, split, known.protocol, total))
+    return _of_rows(label, problems, Asked(known.name, known.title, split, known.protocol, problems.num_rows))
 
 
 def _rows_file(known: KnownSet, copy: Path, split: str) -> Path | None:

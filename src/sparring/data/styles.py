@@ -2,7 +2,7 @@
 
 | columns | style |
 |---|---|
-| ``question`` | this project's own fields (``jsonl``); what else a table of others holds is passed over |
+| ``question`` | this project's own fields (``jsonl``); of a table without those that are ours alone, as below |
 | ``problem`` | EasyR1: ``answer``, ``images`` or ``image``, ``<image>`` in the text where a picture stands |
 | ``prompt`` | TRL: text or chat messages with image placeholders, ``image`` or ``images``, ``solution`` or ``answer`` |
 
@@ -18,17 +18,17 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from sparring.boxed import boxed
+from sparring.boxed import boxed, tagged
 from sparring.data.records import LETTERS, answer_of, picture_values, read_record, text_of
 from sparring.data.rows import BadRow, Imported
 from sparring.types import AnswerKind, Problem
 
 PLACEHOLDER = "<image>"
+_OWN = ("answer_kind", "choices", "lists_choices", "boxes", "protocol")
+"""Fields that only we have: a table with one of them is written in our fields."""
 _AT_ENDS = re.compile(rf"^(?:\s*{PLACEHOLDER})+\s*|\s*(?:{PLACEHOLDER}\s*)+$")
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-Z])[).:、：．][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)  # noqa: RUF001
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)\s*(.+?)\s*(?=\([A-Z]\)|$)", re.DOTALL)
 _MATHEMATICAL = re.compile(r"[0-9\\^_=√π∞°]|^\W+$")
@@ -38,19 +38,16 @@ def import_row(
     row: Mapping[str, Any], default_id: str, *, shuffle_options: bool = True, is_strict: bool = False
 ) -> Imported:
     """What a row of one of these styles says; the arguments are ``read_record``'s. Raises BadRow."""
-    if "question" in row or not ("problem" in row or "prompt" in row):
-        imported = read_record(row, default_id, shuffle_options=shuffle_options, is_strict=is_strict)
-        if is_strict:
-            return imported
-        question = without_placeholders(imported.problem.question, len(imported.pictures))
-        return replace(imported, problem=replace(imported.problem, question=question))
+    is_own = "question" in row or not ("problem" in row or "prompt" in row)
+    if is_own and (is_strict or any(row.get(name) for name in _OWN)):
+        return read_record(row, default_id, shuffle_options=shuffle_options, is_strict=is_strict)
     pictures = picture_values(row)
-    text = text_of(row, "problem") if "problem" in row else _prompt(row["prompt"], len(pictures))
+    name = "question" if is_own else "problem" if "problem" in row else "prompt"
+    text = _prompt(row["prompt"]) if name == "prompt" else text_of(row, name)
     question = without_placeholders(text, len(pictures))
     answer = final_answer(answer_of(row, "answer" if row.get("answer") is not None else "solution"))
-    name = row.get("id", default_id)
-    family = row.get("family", "")
-    return Imported(math_problem(str(name), question, answer, family if isinstance(family, str) else ""), pictures)
+    own_id, family = row.get("id", default_id), row.get("family", "")
+    return Imported(math_problem(str(own_id), question, answer, family if isinstance(family, str) else ""), pictures)
 
 
 def math_problem(
@@ -85,12 +82,11 @@ def options_in(question: str) -> tuple[str, ...]:
 
 def final_answer(text: str) -> str:
     """The answer in a solution: between answer tags, in its last box, or all of it."""
-    tagged = _ANSWER_TAG.findall(text)
-    inner = tagged[-1].strip() if tagged else text
-    answer = boxed(inner) or inner
-    if not answer.strip():
+    inner = tagged(text) or text
+    answer = (boxed(inner) or inner).strip()
+    if not answer.replace("<answer>", "").replace("</answer>", "").strip():
         raise BadRow("answer is empty between its tags")
-    return answer.strip()
+    return answer
 
 
 def without_placeholders(text: str, num_pictures: int) -> str:
@@ -109,7 +105,7 @@ def without_placeholders(text: str, num_pictures: int) -> str:
     return named.strip()
 
 
-def _prompt(prompt: object, num_pictures: int) -> str:
+def _prompt(prompt: object) -> str:
     """The text of a prompt, with ``<image>`` where its messages show a picture."""
     if isinstance(prompt, str):
         if not prompt.strip():

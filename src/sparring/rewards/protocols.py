@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from sparring.boxed import tagged
 from sparring.errors import UserError
 from sparring.rewards.answer import (
     MAX_ANSWER_CHARS,
@@ -54,7 +55,6 @@ class Protocol:
     compare: Compare = compare
 
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _SAYS = re.compile(r"\b(?:answer|option|choice)\b[^\n:]{0,20}?(?:\bis\b|\bshould be\b|:)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|;")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
@@ -158,8 +158,8 @@ def _said(text: str) -> str | None:
     if (found := extract_boxed(text)) is not None:
         return found
     final = final_part(text)
-    if tagged := _TAGGED.findall(final):
-        return str(tagged[-1]).strip()
+    if (found := tagged(final)) is not None:
+        return found
     said = list(_SAYS.finditer(final))
     if not said:
         return None
@@ -231,7 +231,7 @@ def _compare_mathvision(problem: Problem, answer: str) -> Verdict | None:
         return "correct" if index is not None and index == read_choice(problem.answer, problem.choices) else "wrong"
     number, truth = read_quantity(given), read_quantity(clean(problem.answer))
     if number is not None and truth is not None:
-        return "correct" if round(number.value, 2) == round(truth.value, 2) else "wrong"
+        return "correct" if round(float(number.value), 2) == round(float(truth.value), 2) else "wrong"
     return compare(problem, answer)
 
 
