@@ -177,6 +177,7 @@ def _run_training(
         prepare: makes the run, given ``on_step``.
     """
     from sparring import distributed
+    from sparring.evaluation.cautions import problems_in_words
     from sparring.evaluation.comparison import Tested, compare
     from sparring.evaluation.suite import read_outcomes, summary
     from sparring.report.progress import TestingProgress, TrainingProgress
@@ -186,6 +187,8 @@ def _run_training(
     progress = TrainingProgress(console, config.steps)
     with prepare(on_step=progress.update) as run, _hint_at(f"{prog} --resume {folder}"):
         _say(console, f"{run.name} on {config.model.path}, {config.steps} steps, in {folder}")
+        if run.trained_on.bad:
+            _say(console, f"{run.trained_on.name}: {problems_in_words(run.trained_on.describe())}")
         tested = folder / "test-before.jsonl"
         before = read_outcomes(tested) if tested.exists() else _tested(run, "before", console)
         if is_resumed and run.trainer.resume():

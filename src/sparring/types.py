@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-AnswerKind = Literal["number", "text", "choice", "yes_no"]
+AnswerKind = Literal["number", "text", "choice", "yes_no", "math"]
+"""``math``: a mathematical expression, or words if it cannot be read as one; what sets of others call an answer."""
 FinishReason = Literal["stop", "length"]
 Metrics = dict[str, float]
 
@@ -50,6 +51,10 @@ class Problem:
     """Kind of question, for results apart (counting, relation, ...)."""
     difficulty: float = 0.0
     """0 easiest to 1 hardest, as its source defines it."""
+    protocol: str = "boxed"
+    """How an answer is read out of a response and compared: a name of ``rewards.protocols``."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """What a benchmark's protocol and metric need to know of it, JSON-serialisable: category, figure, precision, ..."""
 
 
 @dataclass(frozen=True, eq=False)

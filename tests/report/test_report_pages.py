@@ -425,7 +425,9 @@ def is_inside(address: str | None) -> bool:
 
 def test_hostile_names_and_values(tmp_path: Path) -> None:
     """Records of the wrong kind make a page all the same: they are shown, or left out."""
-    write_json(tmp_path / "card.json", {"threats": {HOSTILE: {"kind": HOSTILE, "accuracy": "x", "yes_no": {}}}})
+    benchmark = {"title": HOSTILE, "protocol": 3, "figures": {HOSTILE: {HOSTILE: {"value": "x", "num": []}}}}
+    threats = {HOSTILE: {"kind": HOSTILE, "accuracy": "x", "yes_no": {}}}
+    write_json(tmp_path / "card.json", {"threats": threats, "benchmark": benchmark})
     write_lines(
         tmp_path / "gallery" / "gallery.jsonl", [{"clean": 3, "shown": [], "question": None, "threat": HOSTILE}]
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sparring.data import sources
-from sparring.data.jsonl import JsonlProblems, OnBad
+from sparring.data.jsonl import JsonlProblems
+from sparring.data.rows import OnBad, RowProblems
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.dataset import Split
 from sparring.data.scenes.reasoning import Style, respond
@@ -75,7 +76,7 @@ def file_pairs(path: str, *, on_bad: OnBad = "stop") -> Pairs:
     return Pairs(source, lambda problem: [Target(text) for text in problems.responses(problem.id)])
 
 
-def teacher_pairs(problems: JsonlProblems | SceneProblems, source: Source, teachers: TeacherResponses) -> Pairs:
+def teacher_pairs(problems: RowProblems | SceneProblems, source: Source, teachers: TeacherResponses) -> Pairs:
     """Those of ``problems`` that a teacher answered, with what all of them said, teacher by teacher.
 
     Raises UserError if no problem was answered; and later, when its responses are asked for, for a problem of which
@@ -96,5 +97,5 @@ def teacher_pairs(problems: JsonlProblems | SceneProblems, source: Source, teach
 def hold_out(pairs: Pairs, sizes: Sequence[int], seed: int) -> list[Pairs]:
     """Parts of these sizes and what is left for training, as ``sources.hold_out`` draws them."""
     problems = pairs.source.problems
-    pictures = problems.pictures if isinstance(problems, JsonlProblems) else None
+    pictures = problems.pictures if isinstance(problems, RowProblems) else None
     return [Pairs(part, pairs.targets) for part in sources.hold_out(pairs.source, sizes, seed, pictures=pictures)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,21 @@ class BadPicture(Exception):
     """A picture that cannot be used; one line that names it."""
 
 
-def read_picture(path: Path) -> Tensor:
+def read_picture(source: Path | bytes, name: str = "") -> Tensor:
     """A picture as uint8 (3, H, W) RGB, turned as its EXIF data say, transparent parts white.
+
+    Args:
+        source: a file, or the content of one.
+        name: what messages call it; by default the path.
 
     Raises BadPicture for one that is missing, broken or larger than ``MAX_PIXELS``.
     """
+    path = name or (str(source) if isinstance(source, Path) else f"of {len(source)} bytes")
     try:
         with warnings.catch_warnings():
             # Pillow only warns of pictures up to twice its limit; the size is checked here before anything is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(source if isinstance(source, Path) else BytesIO(source)) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise BadPicture(
@@ -37,7 +43,10 @@ def read_picture(path: Path) -> Tensor:
     except FileNotFoundError as error:
         raise BadPicture(f"picture {path} is missing") from error
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadPicture(f"picture {path} cannot be read: {error}") from error
+        # Of a content in memory Pillow names an address.
+        is_unknown = isinstance(source, bytes) and isinstance(error, UnidentifiedImageError)
+        what = "not a picture file" if is_unknown else str(error)
+        raise BadPicture(f"picture {path} cannot be read: {what}") from error
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow's decoders raise all three on broken files.
         raise BadPicture(f"picture {path} is broken: {' '.join(str(error).split())}") from error

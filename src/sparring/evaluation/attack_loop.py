@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from sparring.boxed import last_box
 from sparring.evaluation.attack_config import AttackConfig, AttackObjective
 from sparring.evaluation.responses import Responses
 from sparring.models.policy import Policy
 from sparring.models.processor import Processor
 from sparring.objective import segment_mean
 from sparring.perturb.space import Budget
-from sparring.rewards.answer import final_part, last_box
+from sparring.rewards.answer import final_part
 from sparring.scoring import MicroBatch, score
 from sparring.seeding import derive_seed, generator
 from sparring.types import Group, Rollout, Score, View, layout_of

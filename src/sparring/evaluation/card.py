@@ -14,6 +14,7 @@ samples that are correct: 0 or 1 with one sample. Under every threat the same pr
 | relative mCE | the same with A_clean - A in place of 1 - A | |
 | avg_at_k, strict_k | mean score of k samples; share of problems with all k correct | Wilson |
 | agreement | share of responses of which judge and rules say the same, where a judge decides | |
+| mathematics | of the responses that needed it: shares that both libraries, neither or one alone call correct | |
 | yes_no | precision, recall, F1 of "yes", share of "yes" (POPE, arXiv 2305.10355), where the truth is yes or no | |
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from sparring.errors import UserError
+from sparring.evaluation.benchmarks import benchmark_entry, yes_no
 from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate, bootstrap_scores, paired_difference, wilson_interval
@@ -57,6 +59,7 @@ def threat_entry(table: Table, clean: Table | None, description: Mapping[str, An
         "families": _families(table),
         "reasons": {reason: count / len(records) for reason, count in sorted(reasons.items())},
         "agreement": agreement(records),
+        "mathematics": mathematics(records),
         "avg_at_k": _estimate(_wilson(scores)) if sampled else None,
         "strict_k": _estimate(_wilson(table.correct_PK.min(axis=1))) if sampled else None,
         "yes_no": yes_no(records),
@@ -79,31 +82,6 @@ def _against_clean(table: Table, clean: Table | None) -> dict[str, Any]:
     }
 
 
-def yes_no(records: Sequence[Record]) -> dict[str, float | int | None] | None:
-    """Precision, recall, F1 and share of "yes" over the responses to questions whose truth is yes or no.
-
-    An answer that is neither counts as no "yes": a miss where the truth is yes. None without such questions; a figure
-    whose denominator is 0 is None.
-    """
-    asked = [record for record in records if str(record.get("truth", "")).lower() in ("yes", "no")]
-    if not asked:
-        return None
-    says_yes = [_is_yes(record) for record in asked]
-    is_yes = [record["truth"].lower() == "yes" for record in asked]
-    hits = sum(said and true for said, true in zip(says_yes, is_yes, strict=True))
-    precision = hits / sum(says_yes) if any(says_yes) else None
-    recall = hits / sum(is_yes) if any(is_yes) else None
-    # F1 = 2 TP / (2 TP + FP + FN): defined wherever there is a yes on either side.
-    both = sum(says_yes) + sum(is_yes)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * hits / both if both else None,
-        "yes_ratio": sum(says_yes) / len(asked),
-        "num": len(asked),
-    }
-
-
 def agreement(records: Sequence[Record]) -> float | None:
     """Share of responses of which judge and rules say the same, correct or not; None where the rules decide."""
     judged = [record for record in records if record.get("reason_by_rules")]
@@ -111,6 +89,23 @@ def agreement(records: Sequence[Record]) -> float | None:
         return None
     same = [record["is_correct"] == (record["reason_by_rules"] == "correct") for record in judged]
     return sum(same) / len(same)
+
+
+def mathematics(records: Sequence[Record]) -> dict[str, Any] | None:
+    """How often the two libraries of mathematics were asked and what they made of it, as shares of those responses:
+    ``both`` or ``neither`` called it correct, or one alone. None where no two were asked."""
+    asked = [own for record in records if len(own := record.get("by_library") or {}) > 1]
+    if not asked:
+        return None
+    names = sorted(asked[0])
+    right = Counter(tuple(own[name] == "correct" for name in names) for own in asked)
+    shares = {
+        "both": right[True, True],
+        "neither": right[False, False],
+        f"{names[0]}_only": right[True, False],
+        f"{names[1]}_only": right[False, True],
+    }
+    return {"num": len(asked), **{name: num / len(asked) for name, num in shares.items()}}
 
 
 def corruption_entry(
@@ -280,6 +275,9 @@ def build_card(
         "attacks": dict(attacks or {}),
         "checks": [dict(check) for check in checks],
     }
+    if (benchmark := about["data"].get("benchmark")) is not None:
+        by_threat = {name: table.records for name, table in tables.items()}
+        card["benchmark"] = benchmark_entry(benchmark, by_threat, grading_in_words(about["grading"]))
     if reference is not None and card["corruptions"] is not None:
         card["corruptions"]["mce"] = mean_corruption_error(card, reference)
     return card
@@ -303,6 +301,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         *(f"\n**Warning:** {line}." for line in cautions(card)),
         "",
         *_threat_lines(card["threats"], decoding["num_samples"]),
+        *_benchmark_lines(card.get("benchmark")),
     ]
     if card["corruptions"] is not None:
         lines += ["", *_corruption_lines(card["corruptions"])]
@@ -317,7 +316,46 @@ def _grading_line(card: Mapping[str, Any]) -> str:
     """Who judged the answers, and how often the rules say otherwise."""
     line = f"Answers graded by {grading_in_words(card['grading'])}"
     same = card["threats"]["clean"]["agreement"]
-    return f"{line}." if same is None else f"{line}; the rules say the same of {100 * same:.1f} % on clean pictures."
+    line = f"{line}." if same is None else f"{line}; the rules say the same of {100 * same:.1f} % on clean pictures."
+    told = mathematics_in_words(card["threats"]["clean"].get("mathematics"))
+    return f"{line} {told}." if told else line
+
+
+def mathematics_in_words(told: Mapping[str, Any] | None) -> str:
+    """How the two libraries agree on clean pictures; empty where no two were asked."""
+    if told is None:
+        return ""
+    alone = " and ".join(
+        f"{100 * share:.1f} % correct to {name.removesuffix('_only')} alone"
+        for name, share in told.items()
+        if name.endswith("_only")
+    )
+    return f"Of {told['num']} answers on clean pictures that needed mathematics, {alone}"
+
+
+def _benchmark_lines(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A row for each official figure, a column for each threat, with the rules beside a judge."""
+    if benchmark is None:
+        return []
+    lines = ["", f"## {benchmark['title']} ({benchmark['split']})", "", f"Protocol: {benchmark['protocol']}.", ""]
+    tables = {f"graded by {benchmark['graded_by']}": benchmark["figures"]}
+    if benchmark["figures_by_rules"] is not None:
+        tables["graded by rules"] = benchmark["figures_by_rules"]
+    for how, figures in tables.items():
+        threats = list(figures)
+        lines += [*_head(f"%, {how}", *threats, "of")]
+        for name, first in figures[threats[0]].items():
+            cells = [figure_in_percent(figures[threat].get(name)) for threat in threats]
+            lines.append(_row(name, *cells, str(first["num"])))
+        lines.append("")
+    return lines[:-1]
+
+
+def figure_in_percent(figure: Mapping[str, Any] | None) -> str:
+    """``56.3 [50.6, 61.8]``, without an interval where it has none; empty where it is not defined."""
+    if figure is None or figure["value"] is None:
+        return ""
+    return f"{100 * figure['value']:.1f}" if figure["low"] is None else in_percent(figure)
 
 
 def _threat_lines(threats: Mapping[str, Any], num_samples: int) -> list[str]:
@@ -413,10 +451,6 @@ def _families(table: Table) -> dict[str, Any]:
     num_samples = table.correct_PK.shape[1]
     family_P = np.array([record["family"] for record in table.records[::num_samples]])
     return {str(name): _estimate(_wilson(table.score_P[family_P == name])) for name in np.unique(family_P) if name}
-
-
-def _is_yes(record: Record) -> bool:
-    return bool(str(record.get("answer", "")).strip(" .").lower() in ("yes", "true"))
 
 
 def _wilson(scores: np.ndarray) -> Estimate:

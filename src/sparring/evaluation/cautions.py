@@ -25,16 +25,20 @@ def cautions(card: Mapping[str, Any]) -> list[str]:
 
     Of responses to clean pictures: those that were cut, and those without the box in which rules look for the answer (a
     judge reads them all), each with the option that mends it. Fewer than ``WORTH_SAYING`` are not spoken of. And the
-    hints at wrong answers that name none.
+    hints at wrong answers that name none, and a benchmark of which only a part was asked.
     """
     clean = card.get("threats", {}).get("clean", {})
     longest, reasons = card.get("decoding", {}).get("max_new_tokens"), clean.get("reasons", {})
     is_judged = card.get("grading", {}).get("answer_by") == "judge"
+    benchmark = card.get("benchmark") or {}
+    without = r"\boxed{}, where the answer is looked for"
+    if benchmark:
+        without = f"answer that the rules for {benchmark.get('title')} find"
     found = [
         (clean.get("truncated"), f"were cut at {longest} tokens: raise --max-new-tokens"),
         (
             0.0 if is_judged else reasons.get("no_answer"),
-            r"have no \boxed{}, where the answer is looked for: --model.instruction tells a model how to answer",
+            f"have no {without}: --model.instruction tells a model how to answer",
         ),
     ]
     lines = [
@@ -46,4 +50,11 @@ def cautions(card: Mapping[str, Any]) -> list[str]:
         share = entry.get("empty_hints")
         if isinstance(share, int | float) and share > 0:
             lines.append(f"{100 * share:.0f} % of the hints of {name} name no answer: of a free text no other is made")
+    data, num_rows = card.get("data", {}), benchmark.get("num_rows")
+    num, num_bad = data.get("num_problems"), data.get("num_bad") or 0
+    if isinstance(num, int) and isinstance(num_rows, int) and num + num_bad < num_rows:
+        lines.append(
+            f"only {num} of the {num_rows} problems of {benchmark.get('title')} were asked: its own figures are over "
+            f"all of them (--num-problems {num_rows})"
+        )
     return lines

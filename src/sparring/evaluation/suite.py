@@ -6,7 +6,7 @@ Any policy that loads can be tested, and any endpoint; nothing here knows how a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from sparring.perturb.space import Linf
 from sparring.perturb.text import has_wrong_answer
 from sparring.provenance import read_jsonl, write_text
 from sparring.rewards import Grader
-from sparring.rewards.answer import extract_boxed
+from sparring.rewards.grader import MATH_BACKENDS
+from sparring.rewards.protocols import read_answer
 from sparring.rollout import SampleRequest, SamplingConfig
 from sparring.seeding import derive_seed
 from sparring.types import FinishReason, Group, Metrics, Problem, View
@@ -58,6 +59,10 @@ class Outcome:
     """The reason of the rules where a judge decides; empty where they do themselves."""
     is_hint_empty: bool = False
     """Whether the threat hints at a wrong answer and none could be named."""
+    by_library: Mapping[str, str] = field(default_factory=dict)
+    """What each library of mathematics says, by name; empty where none was asked."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """The problem's: what its benchmark's metric needs to know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,10 +253,12 @@ def _outcomes(group: Group, threat: Threat) -> list[Outcome]:
             reason=rollout.reward.reasons["answer"],
             sample=number,
             finish_reason=rollout.finish_reason,
-            answer=extract_boxed(rollout.text) or "",
+            answer=read_answer(group.problem, rollout.text, rollout.finish_reason) or "",
             truth=group.problem.answer,
             reason_by_rules=rollout.reward.reasons.get("rules", ""),
             is_hint_empty=is_hint_empty,
+            by_library={name: why for name, why in rollout.reward.reasons.items() if name in MATH_BACKENDS},
+            tags=dict(group.problem.tags),
         )
         found.append(outcome)
     return found

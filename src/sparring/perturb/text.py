@@ -205,7 +205,7 @@ def wrong_answer(problem: Problem, rng: np.random.Generator) -> str:
         return opposite.capitalize() if answer[:1].isupper() else opposite
     if problem.answer_kind == "choice" or problem.choices:
         return _other_option(answer, problem.choices, rng)
-    if problem.answer_kind == "number":
+    if problem.answer_kind in ("number", "math"):
         return _other_number(answer, rng)
     for kind in _KINDS:
         for word in re.findall(r"\w+", answer):

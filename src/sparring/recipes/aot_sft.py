@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sparring import distributed
 from sparring.configs import to_dict
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
@@ -83,7 +83,7 @@ class AOTSFTConfig:
     scenes: SceneConfig = field(default_factory=lambda: SceneConfig(families=("relation", "attribute")))
     """How scenes are drawn; the paper's questions are about relations."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     source: str = ""
     """Where the pictures are from, for the manifest; empty says generated of scenes, and not stated of a file."""
     license: str = ""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sparring.configs import to_dict
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.sources import open_source
 from sparring.data.stream import ProblemStream
@@ -49,7 +49,8 @@ class LikenessConfig:
     teacher_names: tuple[str, ...] = ()
     """Which of its teachers; none named takes all."""
     data: str = "scenes:validation"
-    """The problems that teachers were asked and no model was trained on: scenes:SPLIT, or a .jsonl file."""
+    """The problems that teachers were asked and no model was trained on: scenes:SPLIT, a .jsonl file, or
+    what --data of sparring eval takes."""
     num_problems: int = 300
     """How many of them at most, the first, >= 2."""
     num_tested: int = 100
@@ -57,7 +58,7 @@ class LikenessConfig:
     scenes: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     num_responses: int = 4
     """Responses of each side to each problem, >= 1."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -16,11 +16,12 @@ from transformers.utils.logging import disable_progress_bar
 from sparring import distributed
 from sparring.checkpoint import CheckpointError, load_checkpoint, step_folder, verify_checkpoint
 from sparring.configs import ConfigError, read_config, to_dict, write_config
-from sparring.data.jsonl import JsonlProblems, OnBad
+from sparring.data.rows import OnBad, RowProblems
 from sparring.data.scenes import GENERATION, SceneConfig
-from sparring.data.sources import Source, hold_out, open_source
+from sparring.data.sources import Part, Source, hold_out, open_source
 from sparring.data.stream import ProblemStream
 from sparring.evaluation.card import build_card
+from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.gallery import GALLERY, add_answers, choose, write_gallery
 from sparring.evaluation.suite import Outcome, Suite, accuracy, write_outcomes
 from sparring.evaluation.threats import CLEAN
@@ -126,16 +127,17 @@ class RunConfig(TrainingConfig):
     """The method and its settings."""
     data: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn: the problems, unless there is a file of them."""
-    file: Path | None = None
-    """Problems to train on instead of scenes: a .jsonl file with pictures beside it."""
+    file: str | None = None
+    """Problems to train on instead of scenes: a .jsonl file with pictures beside it, a data set by name (geometry3k),
+    of the hub (hf:OWNER/NAME) or a local copy of one; docs/data.md lists them."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     validation: str | None = None
-    """What chooses the best step: scenes:SPLIT or a .jsonl file. None takes validation scenes, or, of a file that is
+    """What chooses the best step: scenes:SPLIT, or what file takes. None takes validation scenes, or, of a file that is
     trained on, num_validation problems which are not."""
     test: str | None = None
-    """The problems of the test: scenes, scenes:SPLIT or a .jsonl file. None takes test scenes, or, of a file that is
-    trained on, evaluation.num_problems which are not."""
+    """The problems of the test: scenes, scenes:SPLIT, what file takes, or a benchmark by name (mathvista). None takes
+    test scenes, or, of a file that is trained on, evaluation.num_problems which are not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +255,8 @@ class Run:
     trainer: Trainer
     tested_on: Source
     """The problems of the test before and after."""
+    trained_on: Source
+    """The problems of training, with what was wrong with rows that were left out."""
 
     def __enter__(self) -> Run:
         return self
@@ -372,25 +376,24 @@ class Splits:
 def open_splits(config: RunConfig) -> Splits:
     """The problems of a run; UserError for data that cannot be used and for too few of them."""
     num_test, num_validation = config.evaluation.num_problems, config.num_validation
-    names = {"validation": config.validation, "test": config.test}
+    names: dict[Part, str | None] = {"validation": config.validation, "test": config.test}
     if config.file is None:
         train = open_source("scenes:train", config.data.num_train, config.data)
         names = {part: name or f"scenes:{part}" for part, name in names.items()}
     else:
-        problems = JsonlProblems(config.file, on_bad=config.on_bad)
-        train = Source(config.file.name, problems, problems.fingerprint, tuple(problems.bad))
-    sizes = {"validation": num_validation, "test": num_test}
+        train = open_source(config.file, None, config.data, on_bad=config.on_bad, part="train")
+    sizes: dict[Part, int] = {"validation": num_validation, "test": num_test}
     parts = {
-        part: open_source(name, sizes[part], config.data, on_bad=config.on_bad)
+        part: open_source(name, sizes[part], config.data, on_bad=config.on_bad, part=part)
         for part, name in names.items()
         if name is not None
     }
     missing = [part for part in sizes if part not in parts]
     if missing:
-        pictures = train.problems.pictures if isinstance(train.problems, JsonlProblems) else None
+        pictures = train.problems.pictures if isinstance(train.problems, RowProblems) else None
         *held_out, train = hold_out(train, [sizes[part] for part in missing], config.seed, pictures=pictures)
         parts |= dict(zip(missing, held_out, strict=True))
-    return Splits(train, **parts)
+    return Splits(train, validation=parts["validation"], test=parts["test"])
 
 
 def prepare(config: RunConfig, folder: Path, splits: Splits | None = None, *, on_step: OnStep | None = None) -> Run:
@@ -414,7 +417,8 @@ def prepare(config: RunConfig, folder: Path, splits: Splits | None = None, *, on
         num_steps=config.steps,
     )
     begin_folder(config, folder, {**origin(config), "data": splits.fingerprint})
-    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test)
+    keep_bad_rows(folder, splits.train.bad)
+    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test, splits.train)
 
 
 def open_policy(config: TrainingConfig, folder: Path) -> tuple[Policy, Grader]:
@@ -444,6 +448,12 @@ def begin_folder(config: object, folder: Path, provenance: Mapping[str, Any]) ->
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(folder / PROVENANCE, provenance)
         write_config(config, folder / CONFIG)
+
+
+def keep_bad_rows(folder: Path, bad: Sequence[str]) -> None:
+    """Write what was wrong with each row of the data that was left out into a folder, if any was."""
+    if bad and distributed.is_main():
+        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
 
 
 def build_learner(

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparring.data.jsonl import JsonlProblems, OnBad
+from sparring.data.jsonl import SUFFIXES
 from sparring.data.pairs import Pairs, file_pairs, hold_out, scene_pairs, teacher_pairs
+from sparring.data.rows import OnBad, RowProblems
 from sparring.data.scenes import SceneConfig, SceneProblems
 from sparring.data.scenes.reasoning import Style
 from sparring.data.sources import Source, open_source
@@ -20,7 +21,7 @@ from sparring.data.teachers import TeacherResponses
 from sparring.errors import UserError
 from sparring.models.policy import Policy
 from sparring.pipelines.sft import SFT, SFTConfig, group_of, mean_nll
-from sparring.recipes.run import Run, TrainingConfig, begin_folder, open_policy, origin, validate
+from sparring.recipes.run import Run, TrainingConfig, begin_folder, keep_bad_rows, open_policy, origin, validate
 from sparring.trainer import OnStep, Trainer
 from sparring.types import Group, Metrics
 from sparring.update import Player
@@ -38,7 +39,8 @@ class SFTRunConfig(TrainingConfig):
     method: SFTConfig = field(default_factory=SFTConfig)
     """What a step takes and how it weighs tokens."""
     data: str = "scenes"
-    """What is imitated: scenes, with the generator's own reasoning, or a .jsonl file of problems with responses."""
+    """What is imitated: scenes, with the generator's own reasoning, or a .jsonl file of problems with responses; with
+    teachers any problems that they were asked, by the name that they were asked under."""
     style: Style | None = None
     """Of the generator's reasoning: all responses in this one; none mixes them as the bundled model was taught."""
     teachers: Path | None = None
@@ -48,7 +50,7 @@ class SFTRunConfig(TrainingConfig):
     scenes: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     test: str | None = None
     """The problems of the test: scenes, scenes:SPLIT or a .jsonl file. None takes held-out scenes, or, where data is a
     file, evaluation.num_problems of it, which are not trained on."""
@@ -102,17 +104,18 @@ def open_splits(config: SFTRunConfig) -> Splits:
 
 def _given_pairs(config: SFTRunConfig) -> Pairs:
     """The pairs of a file, or of teachers who were asked scenes or the problems of a file."""
-    if config.data != "scenes" and not config.data.endswith(".jsonl"):
-        raise UserError(f"data {config.data!r}: give scenes, or the path of a .jsonl file with responses")
-    if config.data != "scenes" and not Path(config.data).is_file():
-        raise UserError(f"data: no such file: {config.data}")
     if config.teachers is None:
+        if not config.data.endswith(SUFFIXES):
+            raise UserError(f"data {config.data!r}: give scenes, or the path of a .jsonl file with responses")
+        if not Path(config.data).is_file():
+            raise UserError(f"data: no such file: {config.data}")
         return file_pairs(config.data, on_bad=config.on_bad)
     teachers = TeacherResponses(config.teachers, config.teacher_names)
     if config.data != "scenes":
         # The options of multiple-choice questions are shuffled for teachers as for everyone who is asked.
-        file = JsonlProblems(config.data, on_bad=config.on_bad)
-        return teacher_pairs(file, Source(Path(config.data).name, file, file.fingerprint, tuple(file.bad)), teachers)
+        source = open_source(config.data, None, config.scenes, on_bad=config.on_bad, part="train")
+        assert isinstance(source.problems, RowProblems)
+        return teacher_pairs(source.problems, source, teachers)
     num = config.scenes.num_train
     source = open_source("scenes:train", num, config.scenes)
     return teacher_pairs(SceneProblems("train", num, config.scenes), source, teachers)
@@ -135,7 +138,8 @@ def prepare(config: SFTRunConfig, folder: Path, splits: Splits, *, on_step: OnSt
     stream = ProblemStream(splits.train.source.problems, config.seed)
     trainer = Trainer(method, stream, config.trainer, folder, validated, on_step, num_steps=config.steps)
     begin_folder(config, folder, {**origin(config), "data": splits.fingerprint})
-    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test)
+    keep_bad_rows(folder, splits.train.source.bad)
+    return Run(config, config.method.name, folder, policy, grader, trainer, splits.test, splits.train.source)
 
 
 def _held_out_groups(config: SFTRunConfig, policy: Policy, pairs: Pairs) -> list[Group]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sparring import distributed
 from sparring.configs import to_dict
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
 from sparring.data.teachers import TeacherFolder, check_name
@@ -46,13 +46,14 @@ class TeachConfig:
     name: str = ""
     """What students call the teacher; empty takes the model's name."""
     data: str = "scenes:train"
-    """The problems: scenes:SPLIT with train, validation, test or ood, or a .jsonl file."""
+    """The problems: scenes:SPLIT with train, validation, test or ood, a .jsonl file, or a data set to train on by name
+    (geometry3k), of the hub (hf:OWNER/NAME) or a local copy; docs/data.md lists them."""
     num_problems: int = 100
     """How many of them at most, the first, >= 1."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     num_responses: int = 4
     """Responses to each problem, >= 1, those of earlier calls included; RIL takes as many as the student samples."""
     temperature: float | None = 1.0
@@ -179,7 +180,7 @@ def open_teaching(config: TeachConfig) -> Teaching:
     check_name(config.teacher_name)
     # Which refuses a judge that cannot be asked.
     judging.open_judge(config.reward, config.judge, None)
-    source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad)
+    source = open_source(config.data, config.num_problems, config.scenes, on_bad=config.on_bad, part="train")
     if config.is_endpoint:
         Endpoint(config.model.path, config.endpoint)  # which refuses what cannot be one
         return Teaching(config, source, None, {"kind": "endpoint", "model": config.endpoint.model})

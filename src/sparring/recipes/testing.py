@@ -18,7 +18,7 @@ from typing import Any
 
 from sparring import distributed
 from sparring.configs import ConfigError, read_config, to_dict, write_config
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.sources import Source, open_source
 from sparring.endpoints import Endpoint, EndpointConfig
@@ -26,7 +26,6 @@ from sparring.errors import UserError
 from sparring.evaluation.attack_config import AttackConfig
 from sparring.evaluation.attack_log import AttackLog, run_checks
 from sparring.evaluation.card import build_card, card_markdown, check_reference
-from sparring.evaluation.cautions import BAD_ROWS
 from sparring.evaluation.comparison import CARD, OUTCOMES
 from sparring.evaluation.gallery import GALLERY, choose, write_gallery
 from sparring.evaluation.subjects import EndpointSubject, PolicySubject, Subject
@@ -38,7 +37,16 @@ from sparring.perturb.corruptions import CORRUPTION_SETS
 from sparring.provenance import append_jsonl, mend_jsonl, new_run_folder, read_jsonl, write_text
 from sparring.recipes import judging
 from sparring.recipes.judging import JudgeConfig
-from sparring.recipes.run import CONFIG, PROVENANCE, ModelConfig, check_threads, load_policy, surroundings, use_threads
+from sparring.recipes.run import (
+    CONFIG,
+    PROVENANCE,
+    ModelConfig,
+    check_threads,
+    keep_bad_rows,
+    load_policy,
+    surroundings,
+    use_threads,
+)
 from sparring.rewards import Grader, RewardConfig
 from sparring.rollout import SamplingConfig
 from sparring.types import Problem
@@ -92,13 +100,15 @@ class TestingConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """How an endpoint is asked."""
     data: str = "scenes"
-    """The problems: scenes (held-out ones), scenes:SPLIT with train, validation, test or ood, or a .jsonl file."""
+    """The problems: scenes (held-out ones), scenes:SPLIT with train, validation, test or ood, a .jsonl file, a
+    benchmark by name (mathvista, or mathvista:FOLDER for a local copy), hf:OWNER/NAME:SPLIT of the hub, or a local copy
+    of such; docs/data.md lists them."""
     num_problems: int = 300
     """How many of them at most, the first, >= 1."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
     """How scenes are drawn."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip (they are counted)."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip (they are counted)."""
     threats: tuple[str, ...] = ()
     """What the model is put through beside clean and blank; names as in docs/robustness/evaluation.md. None named:
     imagenet-c:3, typos:2 and, where the weights are at hand and decoding is greedy, pgd:4/255."""
@@ -339,8 +349,7 @@ def _open_folder(config: TestingConfig, begun_with: dict[str, Any], bad: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     append_jsonl(folder / PROVENANCE, {**surroundings(config.seed), **begun_with})
     write_config(replace(config, out=folder), folder / CONFIG)
-    if bad:
-        write_text(folder / BAD_ROWS, "".join(f"{row}\n" for row in bad))
+    keep_bad_rows(folder, bad)
     return folder
 
 

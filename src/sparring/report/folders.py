@@ -32,6 +32,7 @@ _CARD: dict[str, Any] = {
     },
     "attacks": {"*": {"loss_by_step": [[]]}},
     "checks": [{}],
+    "benchmark": {"figures": {"*": {"*": {}}}, "figures_by_rules": {"*": {"*": {}}}},
 }
 _STUDY: dict[str, Any] = {
     "arms": {"*": {}},

@@ -24,6 +24,7 @@ from sparring.evaluation.comparison import Tested, compare
 from sparring.evaluation.settings import attack_note
 from sparring.provenance import write_text
 from sparring.report import match, pair, robustness, study
+from sparring.report.benchmark import figure_tables, heading_of
 from sparring.report.charts import COLOURS
 from sparring.report.curves import best_step, overlaid_panels, run_panels, smoothing
 from sparring.report.folders import EvaluationFolder, Folder, MatchFolder, RunFolder, StudyFolder, read_folder
@@ -110,6 +111,8 @@ def _evaluation(evaluation: EvaluationFolder) -> dict[str, Any]:
         "checks": robustness.checks(card),
         "kinds": robustness.by_kind(threats),
         "threats": threats,
+        "benchmark": heading_of(card) if card.get("benchmark") else None,
+        "figure_tables": figure_tables(card),
         "is_sampled": any(entry.get("strict_k") for entry in threats.values()),
         **_severities(card),
         "attack_panels": [*robustness.budget_panels(card), *robustness.loss_panels(card)],

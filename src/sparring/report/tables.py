@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from sparring.evaluation.card import figure_in_percent, mathematics_in_words
 from sparring.evaluation.cautions import cautions, problems_in_words
 from sparring.evaluation.settings import grading_in_words
 from sparring.evaluation.statistics import Estimate
@@ -154,6 +155,9 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
     if same is not None:
         grader = grading_in_words(card["grading"])
         lines.append(f"answers graded by {grader}; the rules say the same of {_percent(same)} % on clean pictures")
+    told = mathematics_in_words(card["threats"]["clean"].get("mathematics"))
+    lines += [told] if told else []
+    lines += _benchmark_lines(card.get("benchmark"))
     corruptions = card["corruptions"]
     if corruptions is not None:
         worst = corruptions["worst"]
@@ -168,6 +172,19 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
             lines.append(f"mCE: {figures[0]}, relative mCE: {figures[1]} ({mce['reference']} = 100)")
             lines += mce["notes"]
     return lines + failed_checks(card["checks"])
+
+
+def _benchmark_lines(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A benchmark's own figures on clean pictures, those of its parts left to card.md; its protocol and who graded."""
+    if benchmark is None:
+        return []
+    title = benchmark["title"]
+    lines = [f"{title} ({benchmark['split']}), graded by {benchmark['graded_by']}: {benchmark['protocol']}"]
+    for figures, how in ((benchmark["figures"], ""), (benchmark["figures_by_rules"], ", by the rules")):
+        own = (figures or {}).get("clean", {})
+        told = [f"{name} {figure_in_percent(figure)}" for name, figure in own.items() if "(" not in name]
+        lines += [f"{title}{how}, in %: {', '.join(told)}"] if told else []
+    return lines
 
 
 def failed_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:

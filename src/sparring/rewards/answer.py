@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from sparring.boxed import BOX, boxed
 from sparring.errors import UserError
 from sparring.types import FinishReason, Problem
 
@@ -21,12 +22,10 @@ AnswerReason = Literal["correct", "wrong", "no_answer", "malformed", "truncated"
 """``no_answer``: no box. ``malformed``: a box that is empty, unclosed, too long, or no answer of the kind asked for.
 ``truncated``: cut off before a complete box. ``timeout``, ``crashed``: the mathematics ended so, see the grader."""
 
-BOX = "\\boxed{"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 MAX_ANSWER_CHARS = 1000
 """Longer answers are malformed: no honest final answer needs more, and every comparison is cheap below it."""
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{([^{}]*)\}")
 # A double backslash is a new row of a matrix and stays.
 _ESCAPED = re.compile(r"(\\\\)|\\([_&%# ])")
@@ -47,35 +46,17 @@ def final_part(text: str) -> str:
     return text if close < 0 else text[close + len(THINK_CLOSE) :]
 
 
-def last_box(text: str) -> tuple[int, int] | None:
-    """Start and end of the content of the last ``\\boxed{...}`` in ``text``; end is -1 if its braces do not close."""
-    start = text.rfind(BOX)
-    if start < 0:
-        return None
-    start += len(BOX)
-    depth = 1
-    for match in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return start, match.start()
-    return start, -1
-
-
 def extract_boxed(text: str) -> str | None:
     """Content of the last complete ``\\boxed{...}`` after the thinking block; None if the last box is missing or open.
 
     Of nested boxes it is the innermost of the last, as in MathRuler's ``extract_boxed_content``. Escaped braces count
     as text.
     """
-    final = final_part(text)
-    span = last_box(final)
-    if span is None or span[1] < 0:
-        return None
-    return final[span[0] : span[1]].strip()
+    return boxed(final_part(text))
 
 
 def why_no_answer(text: str, finish_reason: FinishReason) -> AnswerReason:
-    """The reason for a response in which :func:`extract_boxed` found nothing."""
+    """The reason for a response in which no answer was found."""
     if finish_reason == "length":
         return "truncated"
     return "malformed" if BOX in final_part(text) else "no_answer"
@@ -96,7 +77,7 @@ def clean(answer: str) -> str:
 
 
 def compare(problem: Problem, answer: str) -> Literal["correct", "wrong", "malformed"] | None:
-    """Compares the content of a box with the truth; None if that needs mathematics (kind ``number`` only).
+    """Compares an answer with the truth; None if that needs mathematics (kinds ``number`` and ``math`` only).
 
     Raises:
         ValueError: the problem's own answer is not one of its kind.
@@ -109,12 +90,19 @@ def compare(problem: Problem, answer: str) -> Literal["correct", "wrong", "malfo
     match problem.answer_kind:
         case "number":
             return _compare_numbers(truth, given)
+        case "math":
+            return _compare_mathematics(truth, given)
         case "text":
             return _same(problem, normalize_text(truth) or None, normalize_text(given))
         case "choice":
             return _same(problem, read_choice(truth, problem.choices), read_choice(given, problem.choices))
         case "yes_no":
             return _same(problem, read_yes_no(truth), read_yes_no(given))
+
+
+def same_words(problem: Problem, answer: str) -> Literal["correct", "wrong"]:
+    """Whether an answer says a truth that cannot be read as mathematics, word for word."""
+    return "correct" if normalize_text(clean(answer)) == normalize_text(clean(problem.answer)) else "wrong"
 
 
 def unreadable_truth(problem: Problem) -> UserError:
@@ -282,3 +270,13 @@ def _compare_numbers(truth: str, given: str) -> Literal["correct", "wrong", "mal
         return "correct" if "" in units or len(units) == 1 else "wrong"
     # Whether 50% is 0.5 is the backend's to say.
     return None if units == {"", "%"} else "wrong"
+
+
+def _compare_mathematics(truth: str, given: str) -> Literal["correct", "wrong"] | None:
+    """Equal texts are right, of several letters in any case; two plain numbers are compared here, the rest is left to
+    mathematics."""
+    if truth == given or (len(truth) > 1 and truth.casefold().split() == given.casefold().split()):
+        return "correct"
+    plain = read_quantity(truth), read_quantity(given)
+    verdict = _compare_numbers(truth, given) if all(plain) else None
+    return None if verdict == "malformed" else verdict

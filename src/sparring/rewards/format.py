@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from sparring.rewards.answer import BOX, THINK_CLOSE, THINK_OPEN, final_part, last_box
+from sparring.boxed import BOX, last_box
+from sparring.rewards.answer import THINK_CLOSE, THINK_OPEN, final_part
 from sparring.types import FinishReason
 
 FormatReason = Literal[

@@ -7,7 +7,10 @@ With ``format_needs_answer`` the second term is paid with the first only, as AOT
 Weights 0.9 and 0.1 as in EasyR1's ``examples/reward_function/math.py``, the base of SaEI, NoisyRollout and PAPO.
 Deviations: a format stricter than theirs (:mod:`sparring.rewards.format`); plain numbers, words, options and yes/no are
 compared without a mathematics library (:mod:`sparring.rewards.answer`); the rest goes to Math-Verify, or to EasyR1's
-MathRuler on request. Those are the rules. ``answer_by="judge"`` pays what a language model says of the answer instead
+MathRuler on request. Where one of them is asked, the other is asked too, and both verdicts are kept in the reasons,
+under their names, with ``both``, ``neither``, ``math_verify_only`` or ``mathruler_only`` under ``math_agreement``. How
+an answer is found and compared is the problem's protocol (:mod:`sparring.rewards.protocols`): by default the last box.
+Those are the rules. ``answer_by="judge"`` pays what a language model says of the answer instead
 (:mod:`sparring.rewards.judge`), and keeps the verdict of the rules beside it, in the reasons: under ``rules`` as it is,
 under ``agreement`` as ``both``, ``neither``, ``judge_only`` or ``rules_only`` for who calls the answer correct.
 
@@ -39,18 +42,19 @@ from sparring.errors import UserError
 from sparring.rewards.answer import (
     AnswerReason,
     clean,
-    compare,
-    extract_boxed,
     final_part,
+    same_words,
     unreadable_truth,
     why_no_answer,
 )
 from sparring.rewards.format import check_format
 from sparring.rewards.judge import Asked, Judge, JudgeReason
+from sparring.rewards.protocols import protocol_of
 from sparring.types import FinishReason, Group, Problem, Reward
 
 AnswerBy = Literal["rules", "judge"]
 MathBackend = Literal["math_verify", "mathruler"]
+MATH_BACKENDS: tuple[MathBackend, ...] = get_args(MathBackend)
 MathVerdict = Literal["correct", "wrong", "malformed", "timeout", "crashed", "unreadable_truth"]
 
 _CHILD = Path(__file__).with_name("math_child.py")
@@ -75,6 +79,8 @@ class RewardConfig:
     """Library for answers that need mathematics: ``math_verify``, or ``mathruler`` as in EasyR1."""
     math_cpu_seconds: float = 5.0
     """Processor time for one such answer, in seconds; > 0. Math-Verify's own default, there in wall time."""
+    math_both: bool = True
+    """Ask the other library about such answers too, and keep its verdict beside the one that counts."""
 
     def __post_init__(self) -> None:
         for name in ("answer_weight", "format_weight"):
@@ -87,8 +93,8 @@ class RewardConfig:
             )
         if self.answer_by not in get_args(AnswerBy):
             raise ValueError(f"RewardConfig.answer_by is {self.answer_by!r}: give one of {get_args(AnswerBy)}")
-        if self.math_backend not in get_args(MathBackend):
-            raise ValueError(f"RewardConfig.math_backend is {self.math_backend!r}: give one of {get_args(MathBackend)}")
+        if self.math_backend not in MATH_BACKENDS:
+            raise ValueError(f"RewardConfig.math_backend is {self.math_backend!r}: give one of {MATH_BACKENDS}")
         if not (math.isfinite(self.math_cpu_seconds) and self.math_cpu_seconds > 0):
             raise ValueError(
                 f"RewardConfig.math_cpu_seconds is {self.math_cpu_seconds!r}: give a number of seconds > 0"
@@ -118,6 +124,11 @@ class Grader:
             )
         self.judge = judge
         self.math = MathProcess(self.config.math_backend, self.config.math_cpu_seconds)
+        self.other_math: MathProcess | None = None
+        """The process of the library that does not count; None unless ``math_both``."""
+        if self.config.math_both:
+            (other,) = (backend for backend in MATH_BACKENDS if backend != self.config.math_backend)
+            self.other_math = MathProcess(other, self.config.math_cpu_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -126,8 +137,10 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Ends the child process if there is one; the next answer that needs it starts another."""
+        """Ends the child processes if there are any; the next answer that needs them starts others."""
         self.math.close()
+        if self.other_math is not None:
+            self.other_math.close()
 
     def describe(self) -> dict[str, Any]:
         """Who judges answers, as a card says it: ``answer_by``, ``math_backend``, and what the judge says of itself."""
@@ -197,11 +210,8 @@ class Grader:
         return self._each(group, self._by_rules)
 
     def _by_rules(self, problem: Problem, text: str, finish_reason: FinishReason) -> Reward:
-        reasons = {
-            "answer": self._grade_answer(problem, text, finish_reason),
-            "format": check_format(text, finish_reason),
-        }
-        return self._paid(reasons)
+        reason, by_library = self._grade_answer(problem, text, finish_reason)
+        return self._paid({"answer": reason, "format": check_format(text, finish_reason), **by_library})
 
     def _judged(self, ruled: Reward, reason: str) -> Reward:
         """The reward with the judge's verdict for the answer, and the rules' beside it."""
@@ -216,16 +226,34 @@ class Grader:
         value = self.config.answer_weight * parts["answer"] + self.config.format_weight * paid
         return Reward(value=value, parts=parts, reasons=reasons)
 
-    def _grade_answer(self, problem: Problem, text: str, finish_reason: FinishReason) -> AnswerReason:
-        answer = extract_boxed(text)
+    def _grade_answer(
+        self, problem: Problem, text: str, finish_reason: FinishReason
+    ) -> tuple[AnswerReason, dict[str, str]]:
+        """The reason of the rules and, where mathematics decided, what each library says."""
+        protocol = protocol_of(problem)
+        answer = protocol.read(problem, text, finish_reason)
         if answer is None:
-            return why_no_answer(text, finish_reason)
-        if (plain := compare(problem, answer)) is not None:
-            return plain
-        verdict = self.math.judge(clean(problem.answer), clean(answer))
-        if verdict == "unreadable_truth":
+            return why_no_answer(text, finish_reason), {}
+        if (plain := protocol.compare(problem, answer)) is not None:
+            return plain, {}
+        verdict = self._by_mathematics(self.math, problem, answer)
+        if self.other_math is None:
+            return verdict, {}
+        other = self._by_mathematics(self.other_math, problem, answer)
+        verdicts: dict[str, str] = {self.math.backend: verdict, self.other_math.backend: other}
+        right = [backend for backend in MATH_BACKENDS if verdicts[backend] == "correct"]
+        agreement = f"{right[0]}_only" if len(right) == 1 else "both" if right else "neither"
+        return verdict, {**verdicts, "math_agreement": agreement}
+
+    def _by_mathematics(self, process: MathProcess, problem: Problem, answer: str) -> AnswerReason:
+        """What a library says. A truth that it cannot read is compared word for word where it may be words, is an error
+        of the data where a number was promised, and no business of the library that does not count."""
+        verdict = process.judge(clean(problem.answer), clean(answer))
+        if verdict != "unreadable_truth":
+            return verdict
+        if problem.answer_kind == "number" and process is self.math:
             raise unreadable_truth(problem)
-        return verdict
+        return same_words(problem, answer)
 
 
 def _asked(problem: Problem, text: str) -> Asked | None:

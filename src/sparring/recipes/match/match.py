@@ -328,7 +328,7 @@ class Match:
             threads=config.threads,
             method=config.defence,
             data=config.data,
-            file=data,
+            file=str(data),
             validation="scenes:validation" if config.file is None else str(data),
             # Nothing is tested: the league does that.
             test="scenes" if config.file is None else str(data),

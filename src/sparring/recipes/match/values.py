@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from sparring.data.jsonl import OnBad
+from sparring.data.rows import OnBad
 from sparring.data.scenes import SceneConfig
 from sparring.data.scenes.questions import Family
 from sparring.methods import AOTConfig, GRPOConfig
@@ -106,7 +106,7 @@ class MatchConfig:
     file: Path | None = None
     """Problems with boxes to play on instead of scenes: a .jsonl file; num_held_out of them are only tested on."""
     on_bad: OnBad = "stop"
-    """What to do with a row of a file that cannot be used: stop, or skip."""
+    """What to do with a row of a file or data set that cannot be used: stop, or skip."""
     num_curated: int = 250
     """Problems that an attacker attacks for the defender to learn from, each round, >= 1."""
     num_held_out: int = 150
