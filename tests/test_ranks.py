@@ -89,7 +89,7 @@ def model(tiny_folders: dict[str, Path]) -> Path:
     ("case", "variant"),
     [
         *((case, "qwen3_vl") for case in CASES),
-        *(("saei", variant) for variant in ("smolvlm", "llava_onevision-sliding")),
+        *(("saei", variant) for variant in ("smolvlm", "llava_onevision-sliding", "internvl", "gemma3")),
     ],
 )
 def test_two_ranks_train_as_one(tiny_folders: dict[str, Path], tmp_path: Path, case: str, variant: str) -> None:

@@ -16,6 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
@@ -29,10 +33,14 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from sparring.models.gemma3 import Gemma3
+from sparring.models.internvl import InternVL
 from sparring.models.llava_onevision import LlavaOnevision
 from sparring.models.policy import Policy
 from sparring.models.preprocess import pixels_to_patches
@@ -41,9 +49,11 @@ from sparring.models.qwen_vl import QwenVL
 from sparring.types import Group, Problem, Rollout, View
 
 QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-FAMILIES = (*QWEN_FAMILIES, "smolvlm", "llava_onevision")
+FAMILIES = (*QWEN_FAMILIES, "smolvlm", "llava_onevision", "internvl", "gemma3")
 SLIDING = ("qwen2_vl-sliding", "llava_onevision-sliding")
 """The same families with a window of ``WINDOW`` tokens in the second layer, which therefore take plain rows."""
+PLAIN = (*SLIDING, "gemma3")
+"""Those that take plain rows; Gemma 3 has a window of ``WINDOW`` tokens in the first layer."""
 VARIANTS = FAMILIES + SLIDING
 WINDOW = 6
 
@@ -51,7 +61,10 @@ PATCH_SIZE, MERGE_SIZE = 4, 2
 MIN_PIXELS, MAX_PIXELS = 8 * 8, 64 * 64
 
 TILE, LONGEST_EDGE = 8, 24
-"""SmolVLM: a picture has at most 3 x 3 tiles of 8 pixels. LLaVA-OneVision: tiles of 8 pixels, too."""
+"""SmolVLM: a picture has at most 3 x 3 tiles of 8 pixels. Tiles of 8 pixels also in LLaVA-OneVision and InternVL; in
+Gemma 3 that is the whole picture."""
+MAX_TILES = 6
+"""Of InternVL, beside the small copy."""
 PINPOINTS = [[8, 8], [8, 16], [16, 8], [16, 16], [8, 24], [24, 8]]
 MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.25, 0.3]
 
@@ -78,9 +91,22 @@ SPECIAL_TOKENS = {
         *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
     ),
     "llava_onevision": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
+    "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "gemma3": (
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<start_of_image>",
+        "<end_of_image>",
+        "<image_soft_token>",
+    ),
 }
-END_TOKENS = {"smolvlm": ("<end_of_utterance>", "<|im_end|>")}
-"""The tokens that end a response and that pad, where they are not Qwen's."""
+END_TOKENS = {"smolvlm": ("<end_of_utterance>", "<|im_end|>"), "gemma3": ("<eos>", "<pad>")}
+"""The tokenizers' end-of-sequence and padding tokens, where they are not Qwen's."""
+IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>", "gemma3": "<image_soft_token>"}
+"""Those of the families that are not Qwen's, where they are not ``<image>``."""
 
 CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
@@ -102,16 +128,29 @@ CHAT_TEMPLATES = {
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
     "{% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    # As transformers has it in convert_internvl_weights_to_hf.py.
+    "internvl": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}",
+    # That of the checkpoints, without system messages and its complaints.
+    "gemma3": "{{ bos_token }}{%- for message in messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- else -%}{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}",
 }
 
 
 def tiny_tokenizer(family: str) -> Qwen2Tokenizer:
     """One token per byte, then the family's special tokens, then the think tags, which are not special (as in Qwen3).
 
-    SmolVLM's expansion of a picture ends with two newlines, which are one token there.
+    The expansion of a picture ends with two newlines in SmolVLM and Gemma 3, which are one token there.
     """
     alphabet = sorted(_byte_symbols())
-    merges = [("Ċ", "Ċ")] if family == "smolvlm" else []
+    merges = [("Ċ", "Ċ")] if family in ("smolvlm", "gemma3") else []
     end_token, pad_token = END_TOKENS.get(family, ("<|im_end|>", "<|endoftext|>"))
     tokenizer = Qwen2Tokenizer(
         vocab={symbol: number for number, symbol in enumerate([*alphabet, *("".join(merge) for merge in merges)])},
@@ -119,14 +158,19 @@ def tiny_tokenizer(family: str) -> Qwen2Tokenizer:
         eos_token=end_token,
         pad_token=pad_token,
         extra_special_tokens=list(SPECIAL_TOKENS[family]),
+        **({"bos_token": "<bos>"} if family == "gemma3" else {}),
     )
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.chat_template = CHAT_TEMPLATES[family]
     return tokenizer
 
 
-def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTrainedModel:
-    """A random model of ``family``, weights large enough that pictures and positions change its log-probabilities."""
+def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0, text_type: str | None = None) -> PreTrainedModel:
+    """A random model of ``family``, weights large enough that pictures and positions change its log-probabilities.
+
+    Args:
+        text_type: the ``model_type`` of its language model, if it is not the usual one.
+    """
     text = {
         "vocab_size": len(tokenizer) + 3,  # real embeddings are longer than the vocabulary, too
         "hidden_size": 32,
@@ -144,16 +188,21 @@ def tiny_vlm(family: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTraine
     if family in QWEN_FAMILIES:
         vlm = _tiny_qwen_vl(family, tokenizer, text)
     else:
-        vlm = _tiny_tiled_vlm(family, tokenizer, text)
+        vlm = _tiny_tiled_vlm(family, tokenizer, text | ({"model_type": text_type} if text_type else {}))
     with torch.no_grad():
-        for parameter in vlm.parameters():
+        for name, parameter in vlm.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
+            elif family == "gemma3" and name.endswith(
+                ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+            ):
+                # Its scaled embeddings would outweigh its layers, and every token predict itself.
+                parameter.fill_(2.0)
     return vlm.eval()
 
 
 def _tiny_tiled_vlm(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]) -> PreTrainedModel:
-    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS.get(family, "<image>"))
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": TILE, "patch_size": 2}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
@@ -162,7 +211,34 @@ def _tiny_tiled_vlm(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]
         return SmolVLMForConditionalGeneration(
             SmolVLMConfig(text_config=text, vision_config=vision, image_token_id=image_token_id, scale_factor=2)
         )
+    if family == "internvl":
+        vision |= {"image_size": [TILE, TILE], "patch_size": [2, 2]}
+        return InternVLForConditionalGeneration(
+            InternVLConfig(
+                text_config={"model_type": "qwen2"} | text,
+                vision_config=vision,
+                image_token_id=image_token_id,
+                image_seq_length=4,
+            )
+        )
     vision |= {"model_type": "siglip_vision_model", "vision_use_head": False}
+    if family == "gemma3":
+        text |= {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
+        text |= {"layer_types": ["sliding_attention", "full_attention"]}
+        text["rope_parameters"] = {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        }
+        return Gemma3ForConditionalGeneration(
+            Gemma3Config(
+                text_config=text,
+                vision_config=vision,
+                mm_tokens_per_image=4,
+                boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+                eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+                image_token_index=image_token_id,
+            )
+        )
     text |= {"model_type": "qwen2"}
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
@@ -205,10 +281,16 @@ def _tiny_qwen_vl(family: str, tokenizer: Qwen2Tokenizer, text: dict[str, Any]) 
 
 
 def save_tiny(variant: str, folder: Path, seed: int = 0) -> Path:
-    """Writes a checkpoint folder of one of ``VARIANTS`` and returns it."""
-    family, _, sliding = variant.partition("-")
+    """Writes a checkpoint folder of one of ``VARIANTS``, or of a family with another language model, and returns it.
+
+    Args:
+        variant: a family, alone or with ``-sliding``, or InternVL with ``-`` and the ``model_type`` of a language
+            model.
+    """
+    family, _, kind = variant.partition("-")
+    sliding = kind == "sliding"
     tokenizer = tiny_tokenizer(family)
-    tiny_vlm(family, tokenizer, seed).save_pretrained(folder)
+    tiny_vlm(family, tokenizer, seed, None if sliding or not kind else kind).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if family == "smolvlm":
         image_processor = SmolVLMImageProcessorPil(
@@ -218,6 +300,16 @@ def save_tiny(variant: str, folder: Path, seed: int = 0) -> Path:
         image_processor = LlavaOnevisionImageProcessorPil(
             size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS, image_mean=MEAN, image_std=STD
         )
+    elif family == "internvl":
+        image_processor = GotOcr2ImageProcessorPil(
+            size={"height": TILE, "width": TILE},
+            crop_to_patches=True,
+            max_patches=MAX_TILES,
+            image_mean=MEAN,
+            image_std=STD,
+        )
+    elif family == "gemma3":
+        image_processor = Gemma3ImageProcessorPil(size={"height": TILE, "width": TILE}, image_mean=MEAN, image_std=STD)
     else:
         image_processor = Qwen2VLImageProcessorPil(
             patch_size=PATCH_SIZE,
@@ -307,7 +399,10 @@ def model_inputs(policy: Policy, images: Sequence[Tensor]) -> dict[str, Tensor]:
             "image_sizes": sizes,
             "batch_num_images": torch.tensor([len(images)]),
         }
-    return {"pixel_values": torch.cat([family.tiles(image) for image in images])[None]}
+    if isinstance(family, Gemma3):
+        return {"pixel_values": family.pixel_values(images)}
+    tiles = torch.cat([family.tiles(image) for image in images])
+    return {"pixel_values": tiles if isinstance(family, InternVL) else tiles[None]}
 
 
 def processed_by_transformers(policy: Policy, images: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -316,8 +411,17 @@ def processed_by_transformers(policy: Policy, images: Sequence[Tensor]) -> dict[
         return {}
     # As Pillow's, for of arrays three pixels high transformers takes the height for the channels.
     pictures = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
-    is_qwen = isinstance(policy.processor.family, QwenVL)
-    return dict(policy.processor.image_processor(pictures if is_qwen else [pictures], return_tensors="pt"))
+    is_flat = isinstance(policy.processor.family, QwenVL | InternVL | Gemma3)
+    inputs = policy.processor.image_processor(pictures if is_flat else [pictures], return_tensors="pt")
+    # How many tiles, which only transformers' own processors ask for.
+    return {name: value for name, value in inputs.items() if name not in ("num_patches", "num_crops")}
+
+
+def token_types(policy: Policy, input_ids: Tensor) -> dict[str, Tensor]:
+    """What transformers' forward is told of tokens (B, S): which are a picture's, where the family asks for it."""
+    family = policy.processor.family
+    name = {QwenVL: "mm_token_type_ids", Gemma3: "token_type_ids"}.get(type(family))
+    return {name: (input_ids == policy.processor.image_token_id).int()} if name else {}
 
 
 def response_logprobs(
@@ -330,11 +434,10 @@ def response_logprobs(
     """
     vlm = policy.module.vlm
     ids = torch.cat([input_ids, response])[None]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pictures}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **token_types(policy, ids), **pictures}
     if isinstance(policy.processor.family, QwenVL):
         # An offset of an earlier call must not matter.
         vlm.model.rope_deltas = None
-        inputs["mm_token_type_ids"] = (ids == vlm.config.image_token_id).int()
     logits = vlm(**inputs, use_cache=False).logits[0]
     start = input_ids.numel() - 1
     return (logits[start : start + response.numel()] / temperature).log_softmax(-1)

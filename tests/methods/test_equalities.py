@@ -222,7 +222,9 @@ def test_where_they_matter_they_do(tiny_folders: dict[str, Path], changed: dict[
     assert max(float((mine - theirs).detach().abs().max()) for mine, theirs in pairs) > 1e-3
 
 
-@pytest.mark.parametrize("variant", ["qwen3_vl", "smolvlm", "llava_onevision", "llava_onevision-sliding"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3_vl", "smolvlm", "llava_onevision", "llava_onevision-sliding", "internvl", "gemma3"]
+)
 def test_an_attack_makes_a_difference(variant: str, tiny_folders: dict[str, Path]) -> None:
     folder = tiny_folders[variant]
     _, groups, _ = trained(folder, GRPOConfig(group_size=4, **SHARED), 1)

@@ -310,7 +310,7 @@ def test_a_step_equals_plain_pytorch(choice: dict[str, Any], folder: Path, monke
     assert_same(weights_of(learner), dict(oracle.module.named_parameters()), folder)
 
 
-@pytest.mark.parametrize("variant", ["smolvlm", "llava_onevision-sliding"])
+@pytest.mark.parametrize("variant", ["smolvlm", "llava_onevision-sliding", "internvl", "gemma3"])
 def test_a_step_equals_plain_pytorch_in_other_families(
     variant: str, tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ def test_the_reference_is_the_network_without_them(tiny_folder: Path) -> None:
 
 def test_what_is_sampled_is_what_is_scored(tiny_folders: dict[str, Path]) -> None:
     """The step of decoding has the adapters merged, the scores have them beside the weights."""
-    for variant in ("qwen3_vl", "smolvlm", "qwen2_vl-sliding"):
+    for variant in ("qwen3_vl", "smolvlm", "qwen2_vl-sliding", "internvl", "gemma3"):
         policy = learned(adapted(tiny_folders[variant]))
         groups = groups_for(policy)
         requests = [SampleRequest(group.problem, group.views["clean"], 3, 5) for group in groups]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparring.models.cache import SiblingCache
 from sparring.models.decoding import StepDecoder
+from sparring.models.gemma3 import Gemma3
 from sparring.models.policy import Policy
 from tiny_models import left_padded, tiny_group
 
@@ -48,6 +49,11 @@ def logits(policy: Policy, *, is_lean: bool, monkeypatch: pytest.MonkeyPatch, nu
 
 
 def test_in_float32_it_equals_the_modules(tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(tiny_policy.processor.family, Gemma3):
+        # Its layers have norms behind attention and MLP: left to its modules.
+        vlm = tiny_policy.module.vlm
+        assert StepDecoder.of(vlm.get_decoder(), vlm.get_output_embeddings(), torch.float32) is None
+        return
     expected = logits(tiny_policy, is_lean=False, monkeypatch=monkeypatch)
     found = logits(tiny_policy, is_lean=True, monkeypatch=monkeypatch)
     assert expected.std() > 1e-3
@@ -55,7 +61,7 @@ def test_in_float32_it_equals_the_modules(tiny_policy: Policy, monkeypatch: pyte
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["qwen3_vl", "qwen2_5_vl", "smolvlm", "llava_onevision"])
+@pytest.mark.parametrize("variant", ["qwen3_vl", "qwen2_5_vl", "smolvlm", "llava_onevision", "internvl"])
 def test_in_bfloat16_it_rounds_where_the_modules_do(
     tiny_folders: dict[str, Path], variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,7 +254,7 @@ def test_what_a_policy_said_is_encoded_to_the_same_text(tiny_policy: Policy) -> 
     for rollout, token_ids in both:
         is_stopped = rollout.finish_reason == "stop"
         assert processor.decode(token_ids) == rollout.text and token_ids.dtype == torch.int64
-        assert (token_ids[-1] == processor.tokenizer.eos_token_id) == is_stopped
+        assert (token_ids[-1] == processor.end_token_id) == is_stopped
         assert not set(token_ids[:-1].tolist()) & {*processor.stop_token_ids, *processor.banned_token_ids}
     refused = {ids for ids in encoded if not isinstance(ids, Tensor)}
     assert refused <= {"empty", "not_reversible"}, "decoding leaves no special token in a text"

@@ -12,7 +12,7 @@ from sparring.models.policy import Policy
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.scoring import score
 from sparring.types import Group, Problem, Rollout
-from tiny_models import processed_by_transformers, response_logprobs, tiny_problem, tiny_view
+from tiny_models import processed_by_transformers, response_logprobs, tiny_problem, tiny_view, token_types
 
 STOPS = tuple(range(0, 256, 9))
 """A random model all but never ends by itself. With one byte in nine as a stop token, rows finish all the time."""
@@ -46,9 +46,8 @@ def hf_inputs(policy: Policy, problem: Problem) -> dict[str, Tensor]:
     input_ids = policy.encode(problem, view).input_ids[None]
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     inputs |= processed_by_transformers(policy, [(image * 255).round().byte() for image in view.images])
-    if "image_grid_thw" in inputs:
-        inputs["mm_token_type_ids"] = (input_ids == policy.processor.image_token_id).int()
-    return inputs
+    # Of a prompt without a picture the Qwen families need none, and would look for one.
+    return inputs | (token_types(policy, input_ids) if view.images else {})
 
 
 def tokens(rollouts: list[tuple[Rollout, ...]]) -> list[list[list[int]]]:

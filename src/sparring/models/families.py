@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    Gemma3ForConditionalGeneration,
+    InternVLForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +24,8 @@ from transformers import (
 from sparring.errors import UserError
 from sparring.models.attention import SHARED_PREFIX
 from sparring.models.family import Family, RowLayout
+from sparring.models.gemma3 import Gemma3
+from sparring.models.internvl import InternVL
 from sparring.models.llava_onevision import LlavaOnevision
 from sparring.models.qwen_vl import QwenVL
 from sparring.models.smolvlm import SmolVLM
@@ -42,10 +46,12 @@ FAMILIES: dict[str, Supported] = {
     "qwen3_vl": Supported(Qwen3VLForConditionalGeneration, QwenVL),
     "smolvlm": Supported(SmolVLMForConditionalGeneration, SmolVLM),
     "llava_onevision": Supported(LlavaOnevisionForConditionalGeneration, LlavaOnevision),
+    "internvl": Supported(InternVLForConditionalGeneration, InternVL),
+    "gemma3": Supported(Gemma3ForConditionalGeneration, Gemma3),
 }
 """By the ``model_type`` in a checkpoint's ``config.json``."""
 
-TEXT_MODELS = frozenset({"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "llama", "qwen2"})
+TEXT_MODELS = frozenset({"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "llama", "qwen2", "qwen3", "gemma3_text"})
 """Language models, by the ``model_type`` of their configuration, that leave attention and masks to `attention`: what
 would ignore it would let rows see each other."""
 
@@ -108,14 +114,25 @@ def load_vlm(folder: Path) -> PreTrainedModel:
             f"complete the checkpoint, or correct model_type in config.json"
         )
     _require_independent_rows(vlm.config, folder)
+    _require_what_is_computed(vlm.config, folder)
     family.prepare(vlm)
     vlm.get_decoder().config._attn_implementation = SHARED_PREFIX
     return vlm
 
 
 def row_layout(config: PreTrainedConfig) -> RowLayout:
-    """How responses to a prompt are laid out in rows for a model with this configuration (``ROW_LAYOUTS``)."""
-    return "plain" if "plain" in {ROW_LAYOUTS[kind] for kind in _attention_kinds(config)} else "packed"
+    """How responses to a prompt are laid out in rows for a model with this configuration."""
+    return "plain" if why_plain(config) else "packed"
+
+
+def why_plain(config: PreTrainedConfig) -> list[str]:
+    """How a model with this configuration attends, as far as that makes its rows plain; nothing if they are packed."""
+    reasons = []
+    if "plain" in {ROW_LAYOUTS[kind] for kind in _attention_kinds(config)}:
+        reasons.append("in sliding windows")
+    if FAMILIES[config.model_type].family.attends_both_ways:
+        reasons.append("both ways within a picture")
+    return reasons
 
 
 def _attention_kinds(config: PreTrainedConfig) -> set[str]:
@@ -134,13 +151,31 @@ def _require_independent_rows(config: PreTrainedConfig, folder: Path) -> None:
         raise UserError(
             f"{folder} has layers with {', '.join(unknown)}: supported are {', '.join(ROW_LAYOUTS)}; use another model"
         )
-    rope_type = (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
+    for rope_type in sorted(_rope_types(config) & {"dynamic", "longrope"}):
         # transformers derives the frequencies of all rows from the longest of them.
         raise UserError(
             f"{folder}: with rope_type {rope_type!r} the log-probabilities of a response depend on what else is in "
             f"its batch: use 'default', 'linear', 'llama3' or 'yarn' in rope_parameters of config.json"
         )
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    # Of all layers, or of each kind of them.
+    of_kinds = [settings for settings in rope.values() if isinstance(settings, dict)] or [rope]
+    return {settings.get("rope_type", "default") for settings in of_kinds}
+
+
+def _require_what_is_computed(config: PreTrainedConfig, folder: Path) -> None:
+    """UserError if the configuration of the language model asks for what transformers' network leaves out, or for
+    responses that see what comes after."""
+    text = config.get_text_config()
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if getattr(text, name, None):
+            raise UserError(
+                f"{folder} has {name} {getattr(text, name)} in text_config, which is not supported: use a checkpoint "
+                f"that was trained without"
+            )
 
 
 def _one_line(error: Exception) -> str:

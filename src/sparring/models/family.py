@@ -32,9 +32,15 @@ class Family(ABC):
     image_processor_class: ClassVar[type[PilBackend]]
     """Of transformers; its settings are read, and its results are what ``features`` is tested against."""
     image_token: ClassVar[str]
-    """The placeholder of a picture in the chat template, and of each of its tokens in the prompt."""
+    """The placeholder of each of a picture's tokens in the prompt."""
+    placeholder: ClassVar[str | None] = None
+    """What stands for a picture in the chat template, where that is not ``image_token``."""
     vision_tokens: ClassVar[tuple[str, ...]]
     """Tokens that announce a picture, never to be sampled: the model would look for one that is not there."""
+    end_of_turn: ClassVar[str | None] = None
+    """What ends a response in the chat template, where that is not the tokenizer's end-of-sequence token."""
+    attends_both_ways: ClassVar[bool] = False
+    """Whether tokens of a picture see those behind them, which packed rows do not hold: rows are plain."""
     has_mrope: ClassVar[bool] = False
     """Whether the language model takes positions on three axes; else the temporal axis is all there is."""
 
@@ -94,6 +100,16 @@ class Family(ABC):
     def rope_positions(self, position_ids_3BL: Tensor) -> Tensor:
         """As the language model takes them: (3, B, L) with mRoPE, else (B, L)."""
         return position_ids_3BL if self.has_mrope else position_ids_3BL[0]
+
+    def attention_masks(self, is_token_BL: Tensor, is_image_BL: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the language model is told of prompts and plain rows: padding, where it makes its own masks of that.
+
+        Args:
+            is_token_BL: int64 (B, L), 1 on tokens and 0 on padding.
+            is_image_BL: bool (B, L), true on placeholders.
+        """
+        del is_image_BL
+        return is_token_BL
 
     @abstractmethod
     def features(self, vlm: Any, images: Sequence[Tensor], is_alone: Sequence[bool]) -> list[Sequence[Tensor]]:

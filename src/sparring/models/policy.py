@@ -25,7 +25,7 @@ from sparring.errors import UserError
 from sparring.models.attention import SharedPrefix
 from sparring.models.cache import SiblingCache, cache_keyword
 from sparring.models.decoding import StepDecoder
-from sparring.models.families import bundled_path, load_vlm, row_layout
+from sparring.models.families import bundled_path, load_vlm, row_layout, why_plain
 from sparring.models.family import Family, RowLayout
 from sparring.models.head import Comparison, token_kl, token_logprobs
 from sparring.models.packing import PackedBatch
@@ -130,7 +130,7 @@ class PolicyModule(nn.Module):
             batch.is_alone,
             batch.image_order,
             position_ids=batch.position_ids,
-            **_masks(batch),
+            **self._masks(batch),
             use_cache=False,
         ).flatten(0, 1)
 
@@ -151,16 +151,17 @@ class PolicyModule(nn.Module):
         """
         # Whole prompts even where the model attends in windows: `attention` looks at what is in them.
         cache = DynamicCache()
+        is_image_BS = (input_ids == self.vlm.config.image_token_id) & attention_mask.bool()
         flat = [image for row in images for image in row]
         with self.autocast():
             hidden_BSD = self._hidden(
                 input_ids,
-                (input_ids == self.vlm.config.image_token_id) & attention_mask.bool(),
+                is_image_BS,
                 flat,
                 [len(row) == 1 for row in images for _ in row],
                 range(len(flat)),
                 position_ids=position_ids,
-                attention_mask=attention_mask,
+                attention_mask=self.family.attention_masks(attention_mask, is_image_BS),
                 use_cache=True,
                 **{self._cache_keyword: cache},
             )
@@ -228,12 +229,15 @@ class PolicyModule(nn.Module):
         """The vision tower. First the features (image tokens, D) of each image, then those of each DeepStack layer."""
         return self.family.features(self.vlm, images, is_alone)
 
-
-def _masks(batch: PackedBatch) -> dict[str, object]:
-    """What a language model is told of a batch's rows."""
-    if isinstance(batch.attention, SharedPrefix):
+    def _masks(self, batch: PackedBatch) -> dict[str, object]:
+        """What the language model is told of a batch's rows."""
+        if not isinstance(batch.attention, SharedPrefix):
+            return {"attention_mask": self.family.attention_masks(batch.attention, batch.is_image)}
+        if self.family.attends_both_ways:
+            raise ValueError(
+                "tokens of a picture see those behind them, which packed rows do not hold: take plain rows"
+            )
         return {"attention_mask": _NO_MASK, "shared_prefix": batch.attention}
-    return {"attention_mask": batch.attention}
 
 
 class Policy:
@@ -285,8 +289,8 @@ class Policy:
             )
         module = PolicyModule(vlm, processor.family, precision).to(device).eval()
         policy = cls(module, processor, instruction=instruction)
-        if policy.row_layout == "plain":
-            logger.warning("%s attends in sliding windows: scored in plain rows, one per response", folder)
+        if reasons := why_plain(vlm.config):
+            logger.warning("%s attends %s: scored in plain rows, one per response", folder, " and ".join(reasons))
         return policy
 
     @property
@@ -395,5 +399,5 @@ class Policy:
 
     @property
     def row_layout(self) -> RowLayout:
-        """Whether responses to one prompt share a row; ``"plain"`` if the model has sliding-window attention."""
+        """Whether responses to one prompt share a row; ``"plain"`` if the model has to keep its own masks."""
         return row_layout(self.module.vlm.config)

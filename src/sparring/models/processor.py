@@ -61,15 +61,19 @@ class Processor:
         self.image_processor = family.image_processor
         self._extra_settings = extra_settings
         vocabulary = tokenizer.get_vocab()
-        if family.image_token not in vocabulary:
-            raise UserError(f"the tokenizer has no {family.image_token}: use the one that came with the checkpoint")
+        self._placeholder = family.placeholder or family.image_token
+        for token in (family.image_token, self._placeholder, family.end_of_turn):
+            if token is not None and token not in vocabulary:
+                raise UserError(f"the tokenizer has no {token}: use the one that came with the checkpoint")
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
         self.image_token_id: int = vocabulary[family.image_token]
         self.banned_token_ids = tuple(vocabulary[token] for token in family.vision_tokens if token in vocabulary)
         """Never to be sampled: the model would look for a picture that is not there."""
         stops = {vocabulary[token] for token in STOP_TOKENS if token in vocabulary}
-        self.stop_token_ids = tuple(sorted(stops | {tokenizer.eos_token_id}))
+        self.end_token_id: int = vocabulary[family.end_of_turn] if family.end_of_turn else tokenizer.eos_token_id
+        """What a response that is complete ends with."""
+        self.stop_token_ids = tuple(sorted(stops | {tokenizer.eos_token_id, self.end_token_id}))
         """A response ends with the first of these."""
         self.pad_token_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._hidden_token_ids = {
@@ -200,11 +204,13 @@ class Processor:
                     f"{model_size[1]}: use Processor.fit"
                 )
         # Expanded before it is tokenized: a mark of the expansion may share a token with the text beside it.
-        first, *others = rendered.split(self.family.image_token)
-        if len(others) != len(sizes):
+        first, *others = rendered.split(self._placeholder)
+        num_stray = sum(text.count(self.family.image_token) for text in (first, *others))
+        if len(others) != len(sizes) or num_stray:
+            marks = dict.fromkeys((self._placeholder, self.family.image_token))
             raise UserError(
-                f"the prompt has {len(others)} image placeholders for {len(sizes)} pictures: remove "
-                f"{self.family.image_token} from the question, or use a chat template that shows pictures"
+                f"the prompt has {len(others) + num_stray} image placeholders for {len(sizes)} pictures: remove "
+                f"{' and '.join(marks)} from the question, or use a chat template that shows pictures"
             )
         shown = [self.family.expansion(height, width, is_alone=is_alone) for height, width in sizes]
         expanded = first + "".join(picture + text for picture, text in zip(shown, others, strict=True))
@@ -224,7 +230,7 @@ class Processor:
 
         Args:
             text: untrusted, without a stop token.
-            finish_reason: after ``stop`` the end-of-sequence token follows the text.
+            finish_reason: after ``stop`` the token that ends a response follows the text.
             max_tokens: most tokens, >= 1, with the stop token.
 
         Returns:
@@ -238,7 +244,7 @@ class Processor:
         if self.decode(token_ids) != text:
             return "not_reversible"
         if finish_reason == "stop":
-            token_ids = [*token_ids, self.tokenizer.eos_token_id]
+            token_ids = [*token_ids, self.end_token_id]
         if len(token_ids) > max_tokens:
             return "too_long"
         return torch.tensor(token_ids, dtype=torch.int64)
