@@ -84,6 +84,11 @@ def test_what_names_a_target_depends_on_the_question() -> None:
     assert after("add blue square 6 2 2", question="What colour is the square?").reason == "names_target"
     assert after("add blue square 6 2 2", question="What shape is the red object?").reason == "ok"
     assert after("add red ring 6 2 2", question="What shape is the red object?").reason == "names_target"
+    # A cover is one more square thing.
+    assert after("cover 6 0 8 1 grey", question="What colour is the square?").reason == "names_target"
+    assert after("cover 6 0 8 1 red", question="What shape is the red object?").reason == "names_target"
+    assert after("cover 6 0 8 1 grey", question="Where is the red square?").reason == "ok"
+    assert after("cover 6 0 8 1 red", question="Where is the red square?").reason == "names_target"
 
 
 def test_a_program_that_was_cut_off_is_none() -> None:

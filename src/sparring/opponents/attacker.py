@@ -25,7 +25,7 @@ from sparring.errors import UserError
 from sparring.models.policy import Policy
 from sparring.models.processor import Processor
 from sparring.opponents.edits import Language, MalformedProgram, Note, execute, grammar, parse, propose
-from sparring.opponents.edits.program import Add
+from sparring.opponents.edits.program import Add, Cover, Program
 from sparring.opponents.integrity import GateConfig, Verdict, judge_edit, names_target
 from sparring.rollout import SampleRequest, SamplingConfig, sample
 from sparring.seeding import derive_seed
@@ -218,8 +218,7 @@ def executed(
     drawn = execute(program, problem.images[attacked_image(problem)], config.language, seed=seed)
     attack = judged(replace(attack, kinds=program.kinds, notes=drawn.notes), drawn.image, config.gate)
     boxes = target_boxes(problem)
-    added = [(edit.colour, edit.shape) for edit in program.edits if isinstance(edit, Add)]
-    if attack.is_fair and any(names_target(words, problem.question, boxes) for words in added):
+    if attack.is_fair and any(names_target(words, problem.question, boxes) for words in added_words(program)):
         return replace(attack, reason="names_target")
     return attack
 
@@ -253,6 +252,15 @@ def check_boxes(problems: Sequence[Problem]) -> None:
             f"problem {bare!r} has no boxes of the objects that its question needs, so that nothing tells an attack "
             "from a broken question: leave such problems out"
         )
+
+
+def added_words(program: Program) -> list[tuple[str, str]]:
+    """Colour and shape of whatever a program adds to the picture. A cover is one more thing there, and looks square."""
+    return [
+        (edit.colour, edit.shape if isinstance(edit, Add) else "square")
+        for edit in program.edits
+        if isinstance(edit, Add | Cover)
+    ]
 
 
 def target_boxes(problem: Problem) -> list[Box]:
