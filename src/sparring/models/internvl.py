@@ -22,7 +22,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 
 from sparring.errors import UserError
 from sparring.models.family import Family
-from sparring.models.preprocess import cut_into_tiles, normalise, require_filter, resize_like_pillow
+from sparring.models.preprocess import normalise, require_filter, tiles_and_whole
 
 
 class InternVL(Family):
@@ -98,8 +98,4 @@ class InternVL(Family):
 
     def tiles(self, image_CHW: Tensor) -> Tensor:
         """The model inputs (tiles, C, tile, tile) of a picture at model size, the small copy last."""
-        tiles = cut_into_tiles(image_CHW, self.tile)
-        if len(tiles) > 1:
-            size = (self.tile, self.tile)
-            tiles = torch.cat([tiles, resize_like_pillow(image_CHW, size, self.image_processor.resample)[None]])
-        return normalise(tiles, self.mean, self.std)
+        return normalise(tiles_and_whole(image_CHW, self.tile, self.image_processor.resample), self.mean, self.std)

@@ -97,6 +97,18 @@ def cut_into_tiles(image_CHW: Tensor, side: int) -> Tensor:
     return tiles.permute(1, 3, 0, 2, 4).reshape(-1, channels, side, side)
 
 
+def tiles_and_whole(image_CHW: Tensor, tile: int, resample: int) -> Tensor:
+    """Square tiles of a picture (tiles, C, tile, tile), and behind several of them all of it, squeezed into one more.
+
+    Args:
+        resample: Pillow's filter of the squeezed one.
+    """
+    tiles = cut_into_tiles(image_CHW, tile)
+    if len(tiles) == 1:
+        return tiles
+    return torch.cat([tiles, resize_like_pillow(image_CHW, (tile, tile), resample)[None]])
+
+
 def resize_like_pillow(image_CHW: Tensor, size: tuple[int, int], resample: int) -> Tensor:
     """``PIL.Image.resize`` of the picture's 8-bit values, with gradient: equal to Pillow's result bit for bit.
 
